@@ -1,0 +1,100 @@
+"""What is read of each tower: which layers, with or without its class token, on which grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from salticid.errors import InputError
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "eva"])
+def test_layers_are_counted_as_transformers_counts_them(tiny: Any, tower: str) -> None:
+    layers = [-2, 0, 2]
+    model = tiny.model(tower, "linear", vision_layers=layers)
+    photos = tiny.photos(model.config, 2)
+    states = model.vision_tower.model(photos, output_hidden_states=True).hidden_states
+    first = 0 if tower == "siglip" else 1
+    expected = torch.cat([states[layer] for layer in layers], dim=-1)[:, first:]
+    assert expected.shape == (2, 16, 48)
+    assert_close(model.vision_tower(photos), expected)
+    assert not torch.allclose(states[-1], states[-2])
+
+
+def test_the_class_token_is_kept_or_dropped(tiny: Any) -> None:
+    kept = tiny.model("eva", "linear", vision_keep_cls=True)
+    dropped = tiny.model("eva", "linear")
+    photos = tiny.photos(kept.config, 1)
+    assert kept.vision_tower(photos).shape[1] == 17
+    assert_close(kept.vision_tower(photos)[:, 1:], dropped.vision_tower(photos))
+
+
+def test_the_published_output_of_evas_tower_is_normalised(tiny: Any) -> None:
+    model = tiny.model("eva", "linear")
+    photos = tiny.photos(model.config, 1)
+    tower = model.vision_tower.model
+    before = model.vision_tower(photos)
+    with torch.no_grad():
+        tower.post_layernorm.weight.mul_(2)
+        tower.post_layernorm.bias.mul_(2)
+    assert_close(model.vision_tower(photos), 2 * before)
+
+
+def test_stages_share_the_last_ones_grid(tiny: Any) -> None:
+    """Cells of stage 4 (stride 16) are folded 2 x 2 into the head's grid (stride 32), channel by channel."""
+    model = tiny.model("efficientnet", "linear", vision_layers=[-1, 4])
+    photos = tiny.photos(model.config, 2)
+    maps = model.vision_tower.model(photos)
+    features = model.vision_tower(photos)
+    channels = maps.stages[4].shape[1]
+    assert features.shape == (2, 4, 1280 + 4 * channels)
+    for row in range(2):
+        for column in range(2):
+            patch = features[:, 2 * row + column]
+            assert_close(patch[:, :1280], maps.head[:, :, row, column])
+            block = maps.stages[4][:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            assert_close(patch[:, 1280:], block.flatten(1))
+
+
+def test_an_odd_grid_is_padded_at_its_end(tiny: Any) -> None:
+    """At 80 pixels the head has 3 x 3 cells and stage 4 has 5 x 5: the sixth row and column are zeros."""
+    from salticid.models import VisionLanguageConfig, VisionLanguageModel
+
+    base = tiny.config("efficientnet")
+    vision = {**base.vision_config.to_dict(), "image_size": 80}
+    model = VisionLanguageModel(
+        VisionLanguageConfig(vision_config=vision, text_config=base.text_config, vision_layers=[4], image_token_id=1)
+    ).eval()
+    photos = tiny.photos(model.config, 1)
+    stage = model.vision_tower.model(photos).stages[4]
+    features = model.vision_tower(photos).unflatten(-1, (-1, 2, 2))
+    assert stage.shape[-2:] == (5, 5)
+    assert features.shape[1] == model.config.image_tokens == 9
+    assert_close(features[0, 8, :, 0, 0], stage[0, :, 4, 4])
+    assert (features[0, 8, :, 1] == 0).all()
+    assert (features[0, 2, :, :, 1] == 0).all()
+
+
+def test_batch_norms_never_learn_a_batch(tiny: Any) -> None:
+    model = tiny.model("efficientnet", "linear")
+    photos = tiny.photos(model.config, 2)
+    expected = model.vision_tower(photos)
+    model.train()
+    assert model.vision_tower.training
+    assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert_close(model.vision_tower(photos), expected)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "eva", "efficientnet"])
+def test_photos_of_another_size_are_refused(tiny: Any, tower: str) -> None:
+    model = tiny.model(tower, "linear")
+    size = model.config.vision_config.image_size
+    for shape in ((1, 3, size * 2, size * 2), (1, 3, size, size + 4), (3, size, size)):
+        with pytest.raises(InputError, match=rf"{size}, {size}\); use the model's own processor"):
+            model.get_image_features(torch.zeros(shape))
