@@ -1,0 +1,72 @@
+"""Model folders to models: what is missing, truncated or foreign is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from salticid.checkpoints.lora import attach_lora
+from salticid.errors import CheckpointError, ModelNotFoundError
+from salticid.models import VisionLanguageConfig, VisionLanguageModel, VisionLanguageProcessor
+
+
+def load_config(folder: Path) -> VisionLanguageConfig:
+    """Read `config.json` of a model folder.
+
+    Raises:
+        ModelNotFoundError: there is no such folder or no configuration in it.
+        CheckpointError: the configuration belongs to another kind of model.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"no model in {folder}; a model folder holds config.json and model.safetensors")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(f"cannot read {folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, VisionLanguageConfig):
+        foreign = f"{folder} holds a {config.model_type!r} model, not a Salticid one"
+        raise CheckpointError(f"{foreign}; convert it first (salticid convert --help)")
+    return config
+
+
+def load_model(folder: Path, dtype: str | torch.dtype = torch.float32, **options: Any) -> VisionLanguageModel:
+    """Load a model folder in `dtype`, strictly: every weight is found and used. Adapters in `folder/lora` are attached.
+
+    Raises:
+        ModelNotFoundError, CheckpointError: see `load_config`; also for weights that are missing, unexpected or truncated.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    if not any(folder.glob("model*.safetensors")):
+        raise CheckpointError(f"{folder} has config.json but no model.safetensors; copy the weights there")
+    try:
+        loaded: Any = VisionLanguageModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **options)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"the weights in {folder} are damaged or do not fit: {str(error).splitlines()[0]}") from error
+    model, report = loaded
+    problems = [_listed(name, report[f"{name}_keys"]) for name in ("missing", "unexpected", "mismatched") if report[f"{name}_keys"]]
+    if problems:
+        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {'; '.join(problems)}")
+    attach_lora(model, folder)
+    return model
+
+
+def load_processor(folder: Path) -> VisionLanguageProcessor:
+    """Load the processor of a model folder; raises `CheckpointError` when its files are missing."""
+    try:
+        return VisionLanguageProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        files = "tokenizer.json, processor_config.json"
+        raise CheckpointError(f"{folder} lacks its processor files ({files}): {str(error).splitlines()[0]}") from error
+
+
+def _listed(name: str, keys: Iterable[Any]) -> str:
+    first, *rest = sorted(map(str, keys))
+    return f"{1 + len(rest)} {name} ({', '.join([first, *rest[:2]])}{', ...' if len(rest) > 2 else ''})"
