@@ -1,0 +1,56 @@
+"""Image tokens of the photos that were seen last, so that further questions about a photo cost no second look."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salticid.models import VisionLanguageModel
+from salticid.models.photos import ImageSource, read_photo
+
+
+class PhotoFeatures:
+    """Projected image tokens by photo, the `size` latest kept. A file is known by path, time and size, other photos by their pixels."""
+
+    def __init__(self, model: VisionLanguageModel, image_processor: Any, size: int = 8):
+        self.model, self.image_processor, self.size = model, image_processor, size
+        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __call__(self, photos: Sequence[ImageSource]) -> Tensor:
+        """At least one photo to (I, N, D).
+
+        Raises:
+            ImageError: a photo cannot be read.
+        """
+        return torch.cat([self._features(photo) for photo in photos])
+
+    def _features(self, photo: ImageSource) -> Tensor:
+        key = _file_key(photo)
+        if key is None:
+            photo = read_photo(photo)
+            key = (photo.size, hashlib.blake2b(photo.tobytes()).digest())
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        pixel_values = self.image_processor([photo], return_tensors="pt")["pixel_values"].to(self.model.device)
+        with torch.inference_mode():
+            self._kept[key] = self.model.get_image_features(pixel_values)
+        if len(self._kept) > self.size:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def _file_key(photo: ImageSource) -> Hashable | None:
+    if not isinstance(photo, str | os.PathLike):
+        return None
+    try:
+        status = os.stat(photo)
+    except (OSError, ValueError):  # the reader says what is wrong with it
+        return None
+    return os.path.realpath(os.fsdecode(photo)), status.st_mtime_ns, status.st_size

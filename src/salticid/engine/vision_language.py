@@ -1,0 +1,107 @@
+"""What users hold in their hands: ask a photo a question, get words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salticid.data.conversation import Turn
+from salticid.data.questions.captions import DESCRIBE
+from salticid.data.templates import IMAGE_MARK, get_template
+from salticid.data.tokenize import tokenize_turns
+from salticid.engine.generate import generate_tokens
+from salticid.engine.messages import Message, read_messages
+from salticid.engine.photo_features import PhotoFeatures
+from salticid.engine.sampling import GenerationOptions
+from salticid.engine.text import TextStream, plain_text
+from salticid.errors import InputError
+from salticid.models import VisionLanguageModel, VisionLanguageProcessor
+from salticid.models.photos import ImageSource
+
+Images = ImageSource | Sequence[ImageSource] | None
+
+
+class VisionLanguage:
+    """A model and its processor, ready to answer.
+
+    Answers are greedy unless options say otherwise; `**options` everywhere are the fields of `GenerationOptions`. Photos are any
+    `ImageSource` (path, bytes, Pillow image, array, tensor), one or a list, or `None` for words alone. The latest photos' image
+    tokens are kept and used again, so after changing the model's weights make a new `VisionLanguage`.
+    """
+
+    def __init__(self, model: VisionLanguageModel, processor: VisionLanguageProcessor):
+        self.model, self.processor = model.eval(), processor
+        self._template = get_template(model.config.template)
+        self._features = PhotoFeatures(self.model, processor.image_processor)
+        self._stop_ids, self._stop_texts = self._ends()
+
+    def ask(self, image: Images, question: str, **options: Any) -> str:
+        """The whole answer.
+
+        Raises:
+            ImageError: a photo that cannot be read.
+            InputError: an empty question, an unknown option, or more than the model can read.
+        """
+        return "".join(self.stream(image, question, **options))
+
+    def stream(self, image: Images, question: str, **options: Any) -> Iterator[str]:
+        """The answer in pieces of text as they are written; joined, they are what `ask` returns. Closing the iterator cancels."""
+        if not isinstance(question, str):
+            raise InputError(f"the question is {type(question).__name__}, not a string; photos come first: ask(photo, question)")
+        return self._answer(*read_messages(question), _photos(image), GenerationOptions.of(options))
+
+    def caption(self, image: Images, **options: Any) -> str:
+        """One sentence about the photo."""
+        return self.ask(image, DESCRIBE, **options)
+
+    def chat(self, messages: str | Sequence[Message], **options: Any) -> str:
+        """The answer to a conversation; see `salticid.engine.messages.read_messages` for its form."""
+        return "".join(self.chat_stream(messages, **options))
+
+    def chat_stream(self, messages: str | Sequence[Message], **options: Any) -> Iterator[str]:
+        """`chat` in pieces of text."""
+        return self._answer(*read_messages(messages), [], GenerationOptions.of(options))
+
+    def _answer(self, turns: list[Turn], shown: list[ImageSource], photos: list[ImageSource], options: GenerationOptions) -> Iterator[str]:
+        inputs = self._inputs(turns, [*photos, *shown])
+        return self._pieces(inputs, options)
+
+    def _inputs(self, turns: Sequence[Turn], photos: Sequence[ImageSource]) -> dict[str, Tensor]:
+        """Ids written down just as in training, and image tokens."""
+        tokenizer = self.processor.tokenizer
+        plain = [Turn(plain_text(turn.question, tokenizer), plain_text(turn.answer, tokenizer)) for turn in turns]
+        prefix = self._template.prefix(len(photos)).replace(IMAGE_MARK, IMAGE_MARK * self.processor.image_tokens)
+        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"] + tokenize_turns(plain, tokenizer, self._template, len(photos))[0]
+        inputs = {"input_ids": torch.tensor([ids], device=self.model.device)}
+        return inputs | {"image_features": self._features(photos)} if photos else inputs
+
+    def _pieces(self, inputs: dict[str, Tensor], options: GenerationOptions) -> Iterator[str]:
+        text = TextStream(self.processor.tokenizer, (*options.stop, *self._stop_texts))
+        with closing(generate_tokens(self.model, inputs, options, self._stop_ids)) as tokens:
+            for token in tokens:
+                if piece := text.add(token):
+                    yield piece
+                if text.stopped:
+                    return
+        if piece := text.finish():
+            yield piece
+
+    def _ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
+        """What ends an answer: the model's own end tokens, and how the template ends one, a special token or some text."""
+        tokenizer = self.processor.tokenizer
+        eos = self.model.generation_config.eos_token_id
+        ids = {token for token in (eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]) if token is not None}
+        first = tokenizer(self._template.answer_end, add_special_tokens=False)["input_ids"][:1]
+        if first and first[0] in tokenizer.all_special_ids:
+            return frozenset({*ids, *first}), ()
+        return frozenset(ids), (self._template.answer_end,)
+
+
+def _photos(image: Images) -> list[ImageSource]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
