@@ -1,0 +1,40 @@
+"""Run a parts recipe: pretrained parts to a model folder that stage 1 can start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from salticid.checkpoints.assemble import Parts, assemble
+from salticid.data.conversation import Source
+from salticid.train.data import build_sources
+from salticid.train.publish import publishing
+from salticid.train.recipe import PartsRecipe
+
+# Draws per photo when collecting words: enough to meet nearly every question that a photo gives rise to.
+DRAWS = 4
+
+
+def run_assemble(recipe: PartsRecipe) -> Path:
+    """Put the parts together and save model and processor to `recipe.output`; returns that folder.
+
+    Raises:
+        ConfigurationError, CheckpointError, DataError: see the parts and the data.
+    """
+    sources = build_sources(recipe.vocabulary_data) if recipe.vocabulary_data else []
+    fields = recipe.model_dump(exclude={"output", "vocabulary_data"})
+    model, processor = assemble(Parts(**fields, vocabulary_texts=_texts(sources)))
+    with publishing(recipe.output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return recipe.output
+
+
+def _texts(sources: list[Source]) -> Iterator[str]:
+    """Every question and answer, as a template writes it: without a space before its first word."""
+    for source in sources:
+        for index in range(len(source)):
+            for seed in range(DRAWS):
+                for turns in source.example(index, seed).conversations:
+                    for turn in turns:
+                        yield from (turn.question, turn.answer)

@@ -1,0 +1,42 @@
+"""A finished model takes its place at once, beside the checkpoints that it came from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from salticid.errors import CheckpointError
+
+UNFINISHED = "unfinished"
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """A folder to write a model into; when the block ends, its files take their places in `folder`, over those of an older model.
+
+    `config.json`, without which a folder holds no model, goes first and comes last: whoever looks after a kill finds the old model,
+    none, or the new one, never half of one. What else lies in `folder` stays.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    unfinished = Path(folder) / UNFINISHED
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        _take_places(unfinished, Path(folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _take_places(unfinished: Path, folder: Path) -> None:
+    (folder / "config.json").unlink(missing_ok=True)
+    for old in folder.glob("model*.safetensors*"):  # an older model may have had more files of weights
+        old.unlink()
+    for new in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+        new.replace(folder / new.name)
