@@ -8,7 +8,7 @@ from pathlib import Path
 from salticid.data.datasets.flickr8k import Flickr8k
 from salticid.data.questions.captions import DESCRIBE
 from salticid.eval.benchmarks.base import Item
-from salticid.eval.captions import bleu, cider_d, distinct_share, rouge_l
+from salticid.scorers.captions import bleu, cider_d, distinct_share, rouge_l
 
 # Scores best among the constant captions that were tried; dogs and grass are the commonest things of this data set.
 COMMONEST = "A dog runs through the grass."

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salticid.data.datasets.daquar import Daquar
-from salticid.eval.answers import set_match
 from salticid.eval.benchmarks.base import Item
+from salticid.scorers.answers import set_match
 
 OPENING_WORDS = 2
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from salticid.data.datasets.coco import CocoObjects
 from salticid.data.questions.heldout import yes_no_questions
-from salticid.eval.answers import yes_no_scores
 from salticid.eval.benchmarks.base import Item
+from salticid.scorers.answers import yes_no_scores
 
 
 class YesNoObjects:

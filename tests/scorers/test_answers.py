@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from salticid.errors import ConfigurationError, DataError
-from salticid.eval.answers import (
+from salticid.scorers.answers import (
     YesNoResult,
     answer_set,
     choice_accuracy,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from salticid.errors import ConfigurationError, DataError
-from salticid.eval.answers import AnswerResult, check_paired
+from salticid.scorers.answers import AnswerResult, check_paired
 
 PixelRule = Literal["edges", "inclusive"]
 # what a corner counts beyond its coordinate: nothing for edges, its own pixel where the corner is the last pixel inside

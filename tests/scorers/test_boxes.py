@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from salticid.errors import ConfigurationError, DataError
-from salticid.eval.boxes import box_accuracy, box_iou
+from salticid.scorers.boxes import box_accuracy, box_iou
 
 
 @pytest.mark.parametrize(

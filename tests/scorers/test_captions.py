@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from salticid.errors import DataError
-from salticid.eval.captions import bleu, cider_d, distinct_share, rouge_l, tokenize
+from salticid.scorers.captions import CiderD, bleu, cider_d, distinct_share, rouge_l, tokenize
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "captions.json").read_text(encoding="utf-8"))
 CANDIDATES, REFERENCES = GOLDEN["candidates"], GOLDEN["references"]
@@ -90,3 +90,19 @@ def test_what_cannot_be_paired_is_refused_with_both_numbers(scorer: Any) -> None
 def test_distinct_share_of_nothing_is_refused() -> None:
     with pytest.raises(DataError, match="0 captions"):
         distinct_share([])
+
+
+def test_frequencies_of_a_corpus_score_single_captions() -> None:
+    corpus = [["a dog runs on the beach", "the dog runs"], ["a man in a red shirt", "a man stands"], ["two cups on a table", "cups"]]
+    candidates = ["a dog on the beach", "a man in a", "a cup"]
+    scorer = CiderD(corpus)
+    scores = [scorer.score(candidate, refs) for candidate, refs in zip(candidates, corpus, strict=True)]
+    assert tuple(scores) == cider_d(candidates, corpus).per_item
+
+
+def test_with_its_end_marked_a_caption_that_breaks_off_loses() -> None:
+    corpus = [["a man in a shirt", "the man in a shirt"], ["a dog in a lake", "the dog in a lake"]]
+    plain, marked = CiderD(corpus), CiderD(corpus, mark_end=True)
+    whole, broken = "a man in a shirt", "a man in a"
+    lost = marked.score(broken, corpus[0]) / marked.score(whole, corpus[0])
+    assert lost < plain.score(broken, corpus[0]) / plain.score(whole, corpus[0])

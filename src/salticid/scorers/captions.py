@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from salticid.errors import DataError
-from salticid.eval.answers import check_paired
+from salticid.scorers.answers import check_paired
 
 Ngram = tuple[str, ...]
 
 MAX_N = 4
 CIDER_SIGMA = 6.0
 ROUGE_BETA = 1.2
+_END = "</s>"
 # coco-caption's own guards against division by zero; they show in BLEU-4 of small sets, so they are part of the convention
 _BLEU_TINY, _BLEU_SMALL = 1e-15, 1e-9
 
@@ -145,20 +146,38 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> C
     papers print as 0.60 or as 60.0. The figure depends on the set: with a single photo every word is in every document and the
     score is 0.
     """
-    candidate_words, reference_words = _tokenize_all(candidates, references)
-    reference_counts = [[_ngrams(ref) for ref in refs] for refs in reference_words]
-    documents: Counter[Ngram] = Counter()
-    for counts in reference_counts:
-        documents.update(set().union(*counts))
-    log_photos = math.log(len(reference_counts))
-    idf = {ngram: log_photos - math.log(frequency) for ngram, frequency in documents.items()}
+    check_paired(candidates, references)
+    scorer = CiderD(references)
+    per_item = tuple(scorer.score(candidate, refs) for candidate, refs in zip(candidates, references, strict=True))
+    return CiderResult(score=sum(per_item) / len(per_item), per_item=per_item)
 
-    per_item = []
-    for words, refs in zip(candidate_words, reference_counts, strict=True):
-        candidate = _TfIdf.of(_ngrams(words), idf, log_photos)
-        total = sum(candidate.similarity(_TfIdf.of(ref, idf, log_photos)) for ref in refs)
-        per_item.append(10.0 * total / len(refs))
-    return CiderResult(score=sum(per_item) / len(per_item), per_item=tuple(per_item))
+
+class CiderD:
+    """CIDEr-D of single captions, with document frequencies counted once over a corpus: one list of captions for each photo.
+
+    With `mark_end` the end of a caption counts as a word, so that a caption which breaks off ("a man in a") loses: needed where
+    the score is a reward. coco-caption does without.
+    """
+
+    def __init__(self, corpus: Sequence[Sequence[str]], mark_end: bool = False):
+        self.mark_end = mark_end
+        documents: Counter[Ngram] = Counter()
+        for index, refs in enumerate(corpus):
+            _check_references(index, refs)
+            documents.update(set().union(*(self._count(ref) for ref in refs)))
+        self._unseen_idf = math.log(len(corpus))
+        self._idf = {ngram: self._unseen_idf - math.log(frequency) for ngram, frequency in documents.items()}
+
+    def score(self, candidate: str, references: Sequence[str]) -> float:
+        """In [0, 10]: ten times the mean clipped tf-idf cosine with each reference."""
+        weighted = self._weigh(candidate)
+        return 10.0 * sum(weighted.similarity(self._weigh(ref)) for ref in references) / len(references)
+
+    def _weigh(self, caption: str) -> _TfIdf:
+        return _TfIdf.of(self._count(caption), self._idf, self._unseen_idf)
+
+    def _count(self, caption: str) -> Counter[Ngram]:
+        return _ngrams([*tokenize(caption), _END] if self.mark_end else tokenize(caption))
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> RougeResult:
@@ -214,9 +233,13 @@ class _TfIdf:
 def _tokenize_all(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[list[list[str]]]]:
     check_paired(candidates, references)
     for index, refs in enumerate(references):
-        if isinstance(refs, str) or not refs:
-            raise DataError(f"references[{index}] is {refs!r}: give a list of at least one reference caption for each candidate")
+        _check_references(index, refs)
     return [tokenize(caption) for caption in candidates], [[tokenize(ref) for ref in refs] for refs in references]
+
+
+def _check_references(index: int, references: Sequence[str]) -> None:
+    if isinstance(references, str) or not references:
+        raise DataError(f"references[{index}] is {references!r}: give a list of at least one reference caption for each candidate")
 
 
 def _ngrams(words: Sequence[str]) -> Counter[Ngram]:
