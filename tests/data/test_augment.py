@@ -65,3 +65,10 @@ def test_cuts_keep_their_share_and_lie_inside() -> None:
 def test_a_draw_repeats_by_its_seed() -> None:
     one, other = (Augmentation(flip=True, crop=0.6)(photo(), example(), random.Random(7)) for _ in range(2))
     assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("turn", [Turn("[refer] the dog", "{<1><2><30><40>}"), Turn("[identify] {<1><2><30><40>}", "a dog")])
+def test_a_photo_with_a_box_stays_as_it_is(turn: Turn) -> None:
+    views = [Augmentation(flip=True, crop=0.5)(photo(), example(turn), random.Random(seed)) for seed in range(20)]
+    assert all(view.tobytes() == photo().tobytes() for view in views)
+    assert mirrored(example(Turn("Which <b>?", "<1> of them")))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import AutoTokenizer
 
 from salticid.checkpoints.load import load_model, load_processor
 from salticid.data.collate import Collator, answer_weights, conversation_mask
 from salticid.data.conversation import Example, Turn
 from salticid.data.templates import get_template
+from salticid.errors import ConfigurationError
 
 CAPTION = (Turn("Describe the photo.", "a dog on the beach"),)
 TALK = (Turn("What is in this photo?", "two red cups"), Turn("Is there a dog?", "no"))
@@ -166,3 +170,41 @@ def test_max_length_bounds_every_row(processor: Any) -> None:
     example = Example((photo(50),), (CAPTION, TALK, YES))
     whole = collate(processor, example)["input_ids"].shape[1]
     assert collate(processor, example, max_length=whole - 1)["input_ids"].shape[1] < whole
+
+
+def test_padding_ids_inside_a_text_can_be_hidden(tokenizer_of_tinygpt_v: Any) -> None:
+    """TinyGPT-V's upstream begins every later question with the token that is its padding, and so hides it."""
+    processor = SimpleNamespace(tokenizer=tokenizer_of_tinygpt_v, image_tokens=2)
+    turns = (Turn("what is this?", "a cat"), Turn("and what color?", "black"))
+    examples = [Example((), (turns,)), Example((), (turns[:1],))]
+    template = get_template("tinygpt_v_tasks_upstream")
+    plain, hidden = (Collator(processor, template, pack=False, hide_padding_ids=hide)(examples) for hide in (False, True))
+    begins = (plain["input_ids"] == tokenizer_of_tinygpt_v.pad_token_id) & (plain["attention_mask"] == 1)
+    assert begins.sum(dim=1).tolist() == [2, 1]
+    assert (plain["attention_mask"] - hidden["attention_mask"]).sum(dim=1).tolist() == [1, 0]
+    assert hidden["attention_mask"][:, 0].tolist() == [1, 1]
+    with pytest.raises(ConfigurationError, match="set pack to false"):
+        Collator(processor, template, hide_padding_ids=True)
+
+
+@pytest.fixture
+def tokenizer_of_tinygpt_v(tiny_model_folder: Path) -> Any:
+    tokenizer = load_processor(tiny_model_folder).tokenizer
+    tokenizer.pad_token = "<|endoftext|>"
+    return tokenizer
+
+
+def test_hidden_padding_is_upstreams(shared: Path) -> None:
+    base = shared / "fixtures"
+    tokenizer = AutoTokenizer.from_pretrained(base / "tinygptv_base/phi")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = (
+        (Turn("what is this?", "a cat"), Turn("and what color? ", "black")),
+        (Turn("describe", "a dog on the grass"), Turn("why? ", "it plays")),
+    )
+    processor = SimpleNamespace(tokenizer=tokenizer, image_tokens=8, image_processor=lambda photos, return_tensors: {"pixel_values": None})
+    collate = Collator(processor, get_template("tinygpt_v_tasks_upstream"), pack=False, hide_padding_ids=True)
+    mask = load_file(base / "tinygptv_stage4/outputs.safetensors")["conv.attention_mask"]
+    assert (mask[:, 1:-1] == 0).any()
+    torch.testing.assert_close(collate([Example(("photo",), (turns,)) for turns in rows])["attention_mask"], mask.long())

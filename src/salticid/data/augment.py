@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from salticid.data.boxes import parse_boxes
 from salticid.data.conversation import Example
 
 SIDES = re.compile(r"\b(left|right)(most|hand|wards?|side)?\b", re.IGNORECASE)
@@ -15,12 +16,17 @@ SIDES = re.compile(r"\b(left|right)(most|hand|wards?|side)?\b", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """flip: mirror half of the photos, never one whose words name a side. crop: smallest side kept, as a share (1 = no crop)."""
+    """flip: mirror half of the photos, never one whose words name a side. crop: smallest side kept, as a share (1 = no crop).
+
+    A photo whose words hold a box stays as it is.
+    """
 
     flip: bool = False
     crop: float = 1.0
 
     def __call__(self, photo: Image.Image, example: Example, rng: random.Random) -> Image.Image:
+        if _holds_a_box(example):
+            return photo
         if self.flip and rng.random() < 0.5 and not _names_a_side(example):
             photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.crop < 1.0:
@@ -32,3 +38,7 @@ class Augmentation:
 
 def _names_a_side(example: Example) -> bool:
     return any(SIDES.search(turn.question + " " + turn.answer) for turns in example.conversations for turn in turns)
+
+
+def _holds_a_box(example: Example) -> bool:
+    return any(parse_boxes(turn.question + " " + turn.answer) for turns in example.conversations for turn in turns)

@@ -23,11 +23,13 @@ class Example:
     """Photos, and conversations that are held about them.
 
     The photos stand at the start of every conversation's first question. Conversations are independent of each other: they are
-    packed behind one shared image prefix for speed, and none sees another's words.
+    packed behind one shared image prefix for speed, and none sees another's words. `references` are all captions that people wrote
+    for the photo, where there are any: what a caption made by the model is scored against.
     """
 
     images: tuple[ImageReference, ...]
     conversations: tuple[tuple[Turn, ...], ...]
+    references: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -32,6 +32,7 @@ class Template:
     photo_question: start and end of the first question where photos stand before it; default, those of any other question.
     later_start: start of every question but the first; default, `question_start`.
     photos_start: stands before the photos, where there are any. answer_start: stands before every answer, and is learned with it.
+    tasks: models of this template were trained with the task identifiers of `salticid.data.tasks`.
     """
 
     system: str
@@ -43,6 +44,7 @@ class Template:
     later_start: str | None = None
     photos_start: str = ""
     answer_start: str = ""
+    tasks: bool = False
 
     def prefix(self, images: int) -> str:
         """What all conversations about the same photos share."""
@@ -94,6 +96,7 @@ TINYGPT_V_TEMPLATES: dict[str, Template] = {
         answer_end="###",
         photo_question=(" ", "  [/INST]"),
         later_start="[INST] ",
+        tasks=True,
     ),
     # As stage 4 trains conversations, but for upstream's accident of hiding this token from attention, for it is its padding too.
     "tinygpt_v_tasks_upstream": Template(
@@ -104,6 +107,7 @@ TINYGPT_V_TEMPLATES: dict[str, Template] = {
         answer_end="###",
         photo_question=(" ", "  [/INST]"),
         later_start=PHI_BOS + "[INST] ",
+        tasks=True,
     ),
     "tinygpt_v_demo": Template(  # demo.py, stages 1 to 3
         system=TINYGPT_V_SYSTEM + "###Human:",
@@ -120,6 +124,7 @@ TINYGPT_V_TEMPLATES: dict[str, Template] = {
         question_end="###Assistant: ",
         answer_end="###",
         later_start="Human: ",
+        tasks=True,
     ),
     "tinygpt_v_demo_v2": Template(  # demo_v2.py, stage 4
         system="<s>[INST]",
@@ -128,6 +133,7 @@ TINYGPT_V_TEMPLATES: dict[str, Template] = {
         question_end=" [/INST]",
         answer_end="",
         later_start="<s>[INST] ",
+        tasks=True,
     ),
 }
 

@@ -13,6 +13,9 @@ from salticid.data.datasets.daquar import Daquar
 from salticid.data.questions.unknown import DONT_KNOW, KEPT
 from salticid.errors import ConfigurationError, DataError
 
+# Those that write questions about annotated photos themselves; published lists are tested beside this file.
+WRITTEN = ("flickr8k", "daquar", "coco")
+
 
 def turns_of(source: Any, seeds: int = 6) -> list[Turn]:
     return [
@@ -20,14 +23,14 @@ def turns_of(source: Any, seeds: int = 6) -> list[Turn]:
     ]
 
 
-@pytest.mark.parametrize("name", list(SOURCES))
+@pytest.mark.parametrize("name", WRITTEN)
 def test_the_same_seed_gives_the_same_example_and_others_differ(name: str, corpora: dict[str, Path]) -> None:
     source, again = SOURCES[name](corpora[name]), SOURCES[name](corpora[name])
     assert all(source.example(i, 7) == again.example(i, 7) for i in range(len(source)))
     assert any(source.example(i, 7) != source.example(i, 8) for i in range(len(source)))
 
 
-@pytest.mark.parametrize("name", list(SOURCES))
+@pytest.mark.parametrize("name", WRITTEN)
 def test_yes_and_no_are_balanced(name: str, corpora: dict[str, Path]) -> None:
     answers = Counter(turn.answer for turn in turns_of(SOURCES[name](corpora[name]), 20) if turn.answer in ("yes", "no"))
     assert sum(answers.values()) > 500
@@ -44,7 +47,7 @@ def test_splits_share_no_photo_and_cover_all(name: str, other: str, corpora: dic
     assert len(train | held) == 120
 
 
-@pytest.mark.parametrize("name", list(SOURCES))
+@pytest.mark.parametrize("name", WRITTEN)
 def test_some_conversations_have_two_turns_and_none_repeats_a_question(name: str, corpora: dict[str, Path]) -> None:
     source = SOURCES[name](corpora[name])
     talks = [talk for i in range(len(source)) for s in range(8) for talk in source.example(i, s).conversations]
@@ -53,7 +56,7 @@ def test_some_conversations_have_two_turns_and_none_repeats_a_question(name: str
     assert all(talk[0].question != talk[-1].question for talk in talks if len(talk) == 2)
 
 
-@pytest.mark.parametrize("name", list(SOURCES))
+@pytest.mark.parametrize("name", WRITTEN)
 def test_kept_questions_are_never_shown(name: str, corpora: dict[str, Path]) -> None:
     asked = turns_of(SOURCES[name](corpora[name]))
     assert any(turn.answer == DONT_KNOW for turn in asked)
@@ -108,7 +111,7 @@ def test_coco_answers_agree_with_the_boxes(corpora: dict[str, Path]) -> None:
     assert {"existence", "count", "zero", "Is yes", "Is no", "What is the biggest object in the photo?", "Where is the cup?"} <= kinds
 
 
-@pytest.mark.parametrize("name", list(SOURCES))
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_missing_empty_or_broken_data_set_names_the_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="put the data set there"):
         SOURCES[name](tmp_path / "none")

@@ -68,7 +68,7 @@ class CocoObjects:
                 turns.append(turn)
         unique = list({turn.question: turn for turn in turns}.values())
         random_.shuffle(unique)
-        return Example((photo.path,), converse(openings, unique, random_))
+        return Example((photo.path,), converse(openings, unique, random_), photo.captions)
 
     def _turn(self, kind: str, index: int, random_: random.Random) -> Turn | None:
         photo = self.photos[index]

@@ -40,7 +40,7 @@ class Flickr8k:
         photo, random_ = self.photos[index], random.Random(f"{seed}/{index}")
         written = random_.sample(photo.captions, min(self.captions, len(photo.captions)))
         openings = [turn for caption in written if (turn := caption_turn(caption, random_))]
-        return Example((photo.path,), converse(openings, self._ask(index, random_), random_))
+        return Example((photo.path,), converse(openings, self._ask(index, random_), random_), photo.captions)
 
     def _ask(self, index: int, random_: random.Random) -> list[Turn]:
         kinds = random_.choices(

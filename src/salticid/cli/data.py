@@ -1,0 +1,112 @@
+"""salticid data: look at the data of a recipe before training on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from salticid.cli.extras import require
+from salticid.cli.flags import Json, Overrides
+from salticid.errors import DataError, SalticidError
+
+if TYPE_CHECKING:
+    from salticid.data.check import Check, SourceReport
+    from salticid.data.templates import Template
+
+EXAMPLE = "Example:  salticid data check recipes/nano/2_instruct.yaml data.folder=/photos --limit 200"
+NEEDS = ("pydantic", "yaml")
+
+app = typer.Typer(help="Look at the data of a recipe before training on it.", no_args_is_help=True)
+
+
+@app.callback()
+def options() -> None:
+    """Look at the data of a recipe before training on it."""
+
+
+@app.command(epilog=EXAMPLE)
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A stage's recipe; see the folder recipes/.")],
+    overrides: Overrides = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of each data set to look at, drawn by chance.")] = 200,
+    model: Annotated[str | None, typer.Option(help="Model whose tokenizer counts; default, the one the recipe starts from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Open every data set of a recipe: rows, unreadable photos, tokens, and three examples of each. Exits with 5 where a problem is."""
+    require("train", NEEDS)
+    from salticid.train.kinds import open_recipe
+
+    stage, _ = open_recipe(recipe, overrides or ())
+    look, note = _check(stage, model)
+    reports = [_report(stage, number, look, limit) for number in range(len(stage.data.sources))]
+    if as_json:
+        print(json.dumps({"tokens_counted": look.count is not None, "sources": [report.as_dict() for report in reports]}, indent=2))
+    else:
+        print("\n\n".join([_as_text(report) for report in reports] + ([note] if note else [])))
+    if any(report.problems for report in reports):
+        raise typer.Exit(DataError.exit_code)
+
+
+def _report(stage: Any, number: int, look: Check, limit: int) -> SourceReport:
+    """Of one data set; one that cannot be opened is a problem of its own, so that the others are looked at too."""
+    from salticid.data.check import SourceReport
+    from salticid.train.data import build_sources
+
+    source = stage.data.sources[number]
+    try:
+        (opened,) = build_sources(stage.data.model_copy(update={"sources": [source]}))
+    except DataError as error:
+        return SourceReport(source.kind, source.path, problems=[" ".join(str(error).split())])
+    return look(opened, source.kind, source.path, limit)
+
+
+def _check(stage: Any, model: str | None) -> tuple[Check, str]:
+    """How to look, and what to say where there is no model to count tokens with."""
+    from salticid.checkpoints.load import load_config, load_processor
+    from salticid.data.check import Check
+    from salticid.data.templates import get_template
+    from salticid.engine.catalog import find_model
+    from salticid.models.photos import read_photo
+
+    # A recipe of another kind than a stage, such as a Q-Former's, has no template, and starts from no folder.
+    wanted, start = getattr(stage, "template", None), stage.model if isinstance(stage.model, Path) else Path()
+    try:
+        folder = start if model is None else find_model(model)
+        config, processor = load_config(folder), load_processor(folder)
+    except SalticidError as error:
+        if model is not None:
+            raise
+        note = f"tokens were not counted ({error}); name another model with --model"
+        return Check(read_photo, get_template(wanted or "plain")), note
+    template = get_template(wanted or config.template)
+    return Check(read_photo, template, _counter(processor, template), getattr(stage.data, "max_length", None)), ""
+
+
+def _counter(processor: Any, template: Template) -> Callable[[Sequence[Any], int], int]:
+    from salticid.data.templates import IMAGE_MARK
+    from salticid.data.tokenize import tokenize_turns
+
+    def count(turns: Sequence[Any], images: int) -> int:
+        prefix = template.prefix(images).replace(IMAGE_MARK, IMAGE_MARK * processor.image_tokens)
+        before = processor.tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        return len(before) + len(tokenize_turns(turns, processor.tokenizer, template, images)[0])
+
+    return count
+
+
+def _as_text(report: SourceReport) -> str:
+    lines = [f"{report.kind} ({report.path}): {report.rows} rows, {report.looked_at} looked at"]
+    if report.left_out:
+        lines.append(f"  left out by the reader: {report.left_out}")
+    if report.looked_at:
+        lines.append(f"  photos {report.photos}, rows that cannot be read {report.unreadable}, without words {report.silent}")
+    if report.tokens:
+        low, middle, high = (f"{report.tokens[name]:g}" for name in ("min", "median", "max"))
+        share = report.too_long / report.conversations
+        lines.append(f"  tokens of a conversation: {low} to {high}, median {middle}; too long {report.too_long} ({share:.1%})")
+    lines += [f"  | {line}" for example in report.examples for line in json.dumps(example, ensure_ascii=False).splitlines()]
+    return "\n".join(lines + [f"  PROBLEM: {problem}" for problem in report.problems])

@@ -1,0 +1,128 @@
+"""TinyGPT-V's tasks over the small data sets: `[refer]`, `[identify]`, `[detection]`, `[caption]` and `[vqa]` from captions, questions
+and boxes, in the words and the boxes' format of the large ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from salticid.data.boxes import Region, encode_box, encode_boxes
+from salticid.data.conversation import Example, Turn
+from salticid.data.datasets.coco import CocoObjects
+from salticid.data.datasets.daquar import Daquar
+from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.questions.captions import tidy
+from salticid.data.records import Box
+from salticid.data.tasks import instruction
+from salticid.errors import ConfigurationError
+
+READERS: dict[str, Any] = {"flickr8k": Flickr8k, "daquar": Daquar, "coco": CocoObjects}
+SMALLEST = 0.005
+"""Least share of the photo that an object must cover to be asked for."""
+
+
+class PhotoTasks:
+    """Photos of `reader` with up to `turns` turns, each a conversation of its own, of tasks drawn from `tasks`.
+
+    Args:
+        reader: a key of `READERS`.
+        tasks: keys of `WRITERS`; a photo that a task has nothing to say about passes it over.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        reader: str = "coco",
+        tasks: Sequence[str] = ("refer", "identify", "detection"),
+        turns: int = 4,
+        split: str = "train",
+    ) -> None:
+        for what, given, known in (("reader", [reader], READERS), ("tasks", list(tasks), WRITERS)):
+            if strange := [name for name in given if name not in known] or (["nothing"] if not given else []):
+                raise ConfigurationError(f"{what} names {', '.join(strange)}; known: {', '.join(known)}")
+        self.photos: list[Any] = READERS[reader](folder, split=split).photos
+        self.tasks, self.turns = list(tasks), turns
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def example(self, index: int, seed: int) -> Example:
+        """The photo at `index` with turns drawn by `seed`; none where no task has anything to say."""
+        photo, chance = self.photos[index], random.Random(f"{seed}/{index}")
+        drawn = [turn for task in chance.choices(self.tasks, k=self.turns) for turn in WRITERS[task](photo, chance)]
+        return Example((photo.path,), tuple((turn,) for turn in dict.fromkeys(drawn)))
+
+
+def bare(photo: Any, chance: random.Random) -> list[Turn]:
+    """A caption behind nothing, as stages 1 and 2 learn it."""
+    captions = [text for caption in getattr(photo, "captions", ()) if (text := tidy(caption))]
+    return [Turn("", chance.choice(captions))] if captions else []
+
+
+def caption(photo: Any, chance: random.Random) -> list[Turn]:
+    return [Turn(instruction("caption", chance=chance), turn.answer) for turn in bare(photo, chance)]
+
+
+def vqa(photo: Any, chance: random.Random) -> list[Turn]:
+    """A question that people asked about the photo."""
+    asked = getattr(photo, "questions", ())
+    if not asked:
+        return []
+    question, answer = chance.choice(asked)
+    return [Turn(instruction("vqa", question, chance), answer)]
+
+
+def refer(photo: Any, chance: random.Random) -> list[Turn]:
+    """Where is the only one of its kind?"""
+    return [Turn(instruction("refer", box.category, chance), encode_box(region(box))) for box in _one(_single(photo), chance)]
+
+
+def identify(photo: Any, chance: random.Random) -> list[Turn]:
+    """What is in this box?"""
+    return [Turn(instruction("identify", encode_box(region(box)), chance), box.category) for box in _one(_large(photo), chance)]
+
+
+def detection(photo: Any, chance: random.Random) -> list[Turn]:
+    """All boxes of a kind of which none is a crowd."""
+    crowds = {box.category for box in getattr(photo, "objects", ()) if box.crowd}
+    kinds = sorted({box.category for box in _large(photo)} - crowds)
+    if not kinds:
+        return []
+    kind = chance.choice(kinds)
+    boxes = [region(box) for box in photo.objects if box.category == kind][:MOST]
+    return [Turn(instruction("detection", kind, chance), encode_boxes(kind, boxes))]
+
+
+MOST = 6
+"""Boxes that an answer names at most."""
+
+WRITERS: dict[str, Callable[[Any, random.Random], list[Turn]]] = {
+    "bare": bare,
+    "caption": caption,
+    "vqa": vqa,
+    "refer": refer,
+    "identify": identify,
+    "detection": detection,
+}
+
+
+def region(box: Box) -> Region:
+    """The same box by its edges, cut off at the photo's."""
+    right, bottom = min(box.left + box.width, 1.0), min(box.top + box.height, 1.0)
+    return Region(max(box.left, 0.0), max(box.top, 0.0), right, bottom, box.category)
+
+
+def _large(photo: Any) -> list[Box]:
+    return [box for box in getattr(photo, "objects", ()) if box.area >= SMALLEST and not box.crowd]
+
+
+def _single(photo: Any) -> list[Box]:
+    kinds = [box.category for box in getattr(photo, "objects", ())]
+    return [box for box in _large(photo) if kinds.count(box.category) == 1]
+
+
+def _one(boxes: Sequence[Box], chance: random.Random) -> list[Box]:
+    return [chance.choice(boxes)] if boxes else []

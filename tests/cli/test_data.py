@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("pydantic", reason="needs the extra 'train'")
+
+STAGE = """\
+name: test
+model: {model}
+output: trained
+train: {{connector: {{learning_rate: 1.0e-3}}}}
+data:
+  folder: {folder}
+  sources: [{{kind: llava, path: mine, options: {{annotations: mine.json}}}}]
+schedule: {{steps: 5, batch_size: 2}}
+"""
+
+
+def row(number: int, answer: str = "A cat.") -> dict[str, Any]:
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": answer}]
+    return {"image": f"{number}.png", "conversations": said}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A recipe for four photos in LLaVA's format."""
+    (tmp_path / "mine").mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "mine" / f"{number}.png")
+    (tmp_path / "mine/mine.json").write_text(json.dumps([row(number) for number in range(3)] + [row(3, "A cat. " * 200)]))
+    path = tmp_path / "stage.yaml"
+    path.write_text(STAGE.format(model=tiny_model_folder, folder=tmp_path))
+    return path
+
+
+def test_rows_photos_tokens_and_examples_are_told(run: Any, recipe: Path) -> None:
+    result = run("data", "check", recipe)
+    assert (result.code, result.err) == (0, "")
+    assert "llava (mine): 4 rows, 4 looked at" in result.out
+    assert "photos 4, rows that cannot be read 0, without words 0" in result.out
+    assert "too long 1 (25.0%)" in result.out
+    assert result.out.count('"<image>What?<|im_start|>A cat.') == 3
+    (source,) = json.loads(run("data", "check", recipe, "--json", "--limit", 2).out)["sources"]
+    assert (source["rows"], source["looked_at"], source["problems"]) == (4, 2, [])
+
+
+def test_unreadable_photos_are_problems(run: Any, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine/1.png").write_bytes(b"no photo")
+    result = run("data", "check", recipe)
+    assert result.code == 5
+    assert "PROBLEM: 1 of 4 rows cannot be read" in result.out
+    assert "1.png" in result.out
+    (source,) = json.loads(run("data", "check", recipe, "--json").out)["sources"]
+    assert source["unreadable"] == 1
+
+
+def test_a_source_that_cannot_be_opened_does_not_hide_the_others(run: Any, recipe: Path) -> None:
+    result = run(
+        "data", "check", recipe, "data.sources=[{kind: gqa, path: gqa}, {kind: llava, path: mine, options: {annotations: mine.json}}]"
+    )
+    assert result.code == 5
+    assert "gqa (gqa): 0 rows" in result.out
+    assert "PROBLEM: There is no folder" in result.out
+    assert "llava (mine): 4 rows" in result.out
+
+
+def test_too_long_or_silent_throughout_is_a_problem(run: Any, recipe: Path, tmp_path: Path) -> None:
+    result = run("data", "check", recipe, "data.max_length=3")
+    assert (result.code, "PROBLEM: no conversation fits 3 tokens" in result.out) == (5, True)
+    (tmp_path / "mine/mine.json").write_text(json.dumps([row(0, "")]))
+    result = run("data", "check", recipe)
+    assert (result.code, "PROBLEM: no row says anything" in result.out) == (5, True)
+
+
+def test_without_a_model_all_but_tokens_is_told(run: Any, recipe: Path) -> None:
+    result = run("data", "check", recipe, "model=nowhere")
+    assert result.code == 0
+    assert "4 rows" in result.out
+    assert "tokens were not counted (no model in nowhere" in result.out
+
+
+def test_recipes_of_other_kinds_are_looked_at_too(run: Any, data_folder: Path) -> None:
+    recipe = Path(__file__).resolve().parents[2] / "recipes/tinygpt_v/nano_qformer.yaml"
+    result = run("data", "check", recipe, f"data.folder={data_folder}", "--limit", 3)
+    assert result.code == 0
+    assert "flickr8k (flickr8k): 52 rows, 3 looked at" in result.out
+    assert "tokens were not counted" in result.out
+
+
+def test_bad_input_is_one_line(run: Any, one_clear_line: Any, recipe: Path, tmp_path: Path) -> None:
+    one_clear_line(run("data", "check", tmp_path / "none.yaml"), 2, "no recipe at")
+    one_clear_line(run("data", "check", recipe, "data.sources.0.kind=lava"), 2, "unknown data set kind 'lava'; known: flickr8k")
+    one_clear_line(run("data", "check", recipe, "data.sources.0.options.colour=red"), 2, "colour")
+    one_clear_line(run("data", "check", recipe, "data.sources.0.options={}"), 2, "annotations is a file name")
+    one_clear_line(run("data", "check", recipe, "--limit", 0), 2, "--limit")
+    one_clear_line(run("data", "check", recipe, "--model", "giant"), 3, "no model 'giant'")

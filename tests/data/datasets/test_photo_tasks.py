@@ -1,0 +1,76 @@
+"""TinyGPT-V's tasks over the small data sets."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from salticid.data.boxes import parse_boxes
+from salticid.data.conversation import Turn
+from salticid.data.datasets.photo_tasks import WRITERS, PhotoTasks
+from salticid.data.records import Box, BoxedPhoto
+from salticid.errors import ConfigurationError
+
+PHOTO = BoxedPhoto(
+    Path("photo.jpg"),
+    ("a dog and two cups",),
+    (
+        Box("dog", 0.1, 0.2, 0.3, 0.4, False),
+        Box("cup", 0.5, 0.5, 0.2, 0.2, False),
+        Box("cup", 0.8, 0.5, 0.3, 0.2, False),
+        Box("person", 0.0, 0.0, 0.5, 0.5, True),
+    ),
+)
+
+
+def written(task: str) -> set[Turn]:
+    return {turn for seed in range(40) for turn in WRITERS[task](PHOTO, random.Random(seed))}
+
+
+def test_refer_asks_for_what_there_is_one_of() -> None:
+    turns = written("refer")
+    assert {turn.answer for turn in turns} == {"{<10><20><40><60>}"}
+    assert all(turn.question.startswith("[refer] ") and "dog" in turn.question for turn in turns)
+
+
+def test_identify_is_the_inverse() -> None:
+    turns = written("identify")
+    assert {turn.answer for turn in turns} == {"dog", "cup"}
+    for turn in turns:
+        assert turn.question.startswith("[identify] ")
+        (box,) = parse_boxes(turn.question)
+        assert (box.left == 0.1) == (turn.answer == "dog")
+
+
+def test_detection_names_every_box_of_a_kind_without_crowds() -> None:
+    assert {turn.answer for turn in written("detection")} == {
+        "<p>dog</p> {<10><20><40><60>}",
+        "<p>cup</p> {<50><50><70><70>}<delim>{<80><50><100><70>}",
+    }
+
+
+def test_captions_bare_and_asked_for() -> None:
+    assert written("bare") == {Turn("", "A dog and two cups.")}
+    assert all(turn.question.startswith("[caption] ") and turn.answer == "A dog and two cups." for turn in written("caption"))
+    assert written("vqa") == set()
+
+
+@pytest.mark.parametrize(("reader", "task", "mark"), [("daquar", "vqa", "[vqa] "), ("flickr8k", "bare", ""), ("coco", "refer", "[refer] ")])
+def test_over_each_reader(data_folder: Path, reader: str, task: str, mark: str) -> None:
+    source = PhotoTasks(data_folder / reader, reader=reader, tasks=[task], turns=2)
+    example = source.example(0, seed=1)
+    assert example == source.example(0, seed=1)
+    assert example.images[0].is_file()
+    assert 1 <= len(example.conversations) <= 2
+    assert all(len(turns) == 1 and turns[0].question.startswith(mark) for turns in example.conversations)
+
+
+def test_unknown_names_are_refused(data_folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="tasks names sing; known: bare, caption"):
+        PhotoTasks(data_folder / "coco", tasks=["sing"])
+    with pytest.raises(ConfigurationError, match="reader names pope"):
+        PhotoTasks(data_folder / "coco", reader="pope")
+    with pytest.raises(ConfigurationError, match="tasks names nothing"):
+        PhotoTasks(data_folder / "coco", tasks=[])
