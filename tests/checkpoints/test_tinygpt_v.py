@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,6 +182,20 @@ def files(make: Callable[..., Files]) -> Files:
 
 def convert(files: Files, out: Path, merge: bool = False):
     return convert_tinygpt_v(**files._asdict(), out=out, merge=merge, options=OPTIONS)
+
+
+def test_what_stage_1_starts_from(files: Files, tmp_path: Path) -> None:
+    options = replace(OPTIONS, connector_width=6)
+    report = convert_tinygpt_v(**{**files._asdict(), "checkpoint": None}, out=tmp_path / "start", options=options)
+    assert (report.stage, report.template, report.lora) == (0, "tinygpt_v_caption", "none")
+    model = load_model(tmp_path / "start")
+    assert [tuple(layer.weight.shape) for layer in model.connector.layers] == [(6, 8), (WIDTH, 6)]
+    assert torch.equal(model.connector.query_tokens, torch.load(files.qformer, weights_only=True)["model"]["query_tokens"])
+    convert_tinygpt_v(**{**files._asdict(), "checkpoint": None}, out=tmp_path / "again", options=options)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("start", "again")]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+    with pytest.raises(CheckpointError, match="no BLIP-2 Q-Former file"):
+        convert_tinygpt_v(None, files.language, files.vision, files.vision, tmp_path / "wrong", options=options)
 
 
 def upstream_state(files: Files) -> State:

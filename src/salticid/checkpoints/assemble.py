@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,11 +17,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from salticid.checkpoints.efficientnet_lite import convert_efficientnet_lite
+from salticid.checkpoints.qformer import fill_connector
+from salticid.checkpoints.tinygpt_v import NORM
+from salticid.checkpoints.vision_weights import load_vision
 from salticid.checkpoints.vocabulary import shrink_bpe
 from salticid.errors import CheckpointError, ConfigurationError
 from salticid.models import VisionLanguageConfig, VisionLanguageModel, VisionLanguageProcessor
 from salticid.models.image_processing import SalticidImageProcessor
+from salticid.models.norms import NormsConfig
 from salticid.models.processing import IMAGE_MARK
 
 
@@ -31,9 +33,10 @@ class Parts:
     """What to put together.
 
     vision, connector, model: fields of the vision tower's configuration (with `model_type`), of `ConnectorConfig`, and the remaining
-    fields of `VisionLanguageConfig`. image: preset of `image_transform`. vision_weights: an EfficientNet-Lite `.pth`, or a folder
-    that transformers can read. language: a `.gguf` file or a transformers folder. language_layers: decoder layers to keep, in
-    order; `None` keeps all. first_merges: shrink the vocabulary to these merges and what `vocabulary_texts` need; `None` keeps it.
+    fields of `VisionLanguageConfig`. image: preset of `image_transform`. vision_weights: see `load_vision`. connector_weights: folder
+    of a Q-Former that was pretrained on this very tower; `None` leaves it new. language: a `.gguf` file or a transformers folder.
+    language_layers: decoder layers to keep, in order; `None` keeps all. first_merges: shrink the vocabulary to these merges and what
+    `vocabulary_texts` need; `None` keeps it.
     """
 
     vision: dict[str, Any]
@@ -46,6 +49,7 @@ class Parts:
     first_merges: int | None = None
     vocabulary_texts: Iterable[str] = ()
     seed: int = 0
+    connector_weights: Path | None = None
 
 
 def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
@@ -72,13 +76,24 @@ def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor
     _refuse_unknown_options(parts.vision, config.vision_config)
     torch.manual_seed(parts.seed)
     model = VisionLanguageModel(config)
-    model.language_model.load_state_dict(language.state_dict())
-    _load_vision(model, parts.vision_weights)
+    _fill_language(model, language)
+    load_vision(model.vision_tower.model, parts.vision_weights)
+    if parts.connector_weights is not None:
+        fill_connector(model, parts.connector_weights)
     image_processor = SalticidImageProcessor.from_preset(parts.image, size=config.vision_config.image_size)
     processor = VisionLanguageProcessor(image_processor, tokenizer, image_tokens=config.image_tokens)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
+
+
+def _fill_language(model: VisionLanguageModel, language: PreTrainedModel) -> None:
+    """The pretrained weights; extra normalisations, which no language model brings along, stay identities."""
+    report = model.language_model.load_state_dict(language.state_dict(), strict=False)
+    norms = NormsConfig.from_dict(model.config.norms or {})
+    unread = [name for name in report.unexpected_keys if norms.input or ".input_layernorm." not in name]
+    if lost := [name for name in report.missing_keys if model.config.norms is None or not NORM.fullmatch(name)] + unread:
+        raise CheckpointError(f"the language model does not fit its configuration: {lost[0]} is missing or unexpected")
 
 
 def keep_layers(language: PreTrainedModel, layers: Sequence[int]) -> None:
@@ -159,30 +174,3 @@ def _refuse_unknown_options(given: dict[str, Any], config: PreTrainedConfig) -> 
     known = {field.name for field in fields(type(config))} | {"model_type", *config.attribute_map}
     if unknown := sorted(set(given) - known):
         raise ConfigurationError(f"{config.model_type} has no option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-
-
-def _load_vision(model: VisionLanguageModel, source: Path) -> None:
-    source = Path(source)
-    tower: Any = model.vision_tower.model
-    if not source.exists():
-        raise CheckpointError(f"no vision weights at {source}; give an EfficientNet-Lite .pth or a transformers folder")
-    try:
-        tower.load_state_dict(_vision_folder(type(tower), source) if source.is_dir() else _vision_file(source), strict=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{source.name} does not fit the vision tower {tower.config.model_type}: {reason}") from error
-
-
-def _vision_file(source: Path) -> dict[str, torch.Tensor]:
-    return convert_efficientnet_lite(torch.load(source, map_location="cpu", weights_only=True))
-
-
-def _vision_folder(family: Any, source: Path) -> dict[str, torch.Tensor]:
-    """The tower's weights, also out of a folder that holds a language model beside it."""
-    try:
-        tower, report = family.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read a vision tower from {source}: {str(error).splitlines()[0]}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"{source} lacks {len(missing)} weights of the vision tower, {missing[0]} among them")
-    return tower.state_dict()

@@ -48,9 +48,11 @@ class Source:
 
     def read(self, tensors: Mapping[str, Tensor]) -> Tensor:
         tensor = tensors[self.key]
+        if self.parts == 1:
+            return tensor
         if tensor.shape[0] % self.parts:
             raise CheckpointError(f"{self.key} has {tensor.shape[0]} rows, which cannot be cut into {self.parts} equal blocks")
-        return tensor if self.parts == 1 else tensor.chunk(self.parts)[self.part]
+        return tensor.chunk(self.parts)[self.part]
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from salticid.checkpoints.key_table import Source, build, listed
 from salticid.checkpoints.lora import merge_lora, split_lora, write_lora
 from salticid.checkpoints.save import new_folder
-from salticid.checkpoints.tinygpt_v_files import read_sources
+from salticid.checkpoints.tinygpt_v_files import read_checkpoint, read_sources
 from salticid.checkpoints.tinygpt_v_keys import key_tables
 from salticid.checkpoints.weights import write_weights
 from salticid.data.templates import get_template
@@ -40,7 +42,8 @@ class TinyGPTVOptions:
     """What the files do not tell. The defaults are the published model's.
 
     vision_layers: blocks that are used; one less than the file has. image_size: pixels along a side; default, the vision file's own size,
-    and twice that for stage 4. template: of `salticid.data.templates`; default, what the stage was trained with.
+    and twice that for stage 4. template: of `salticid.data.templates`; default, what the stage was trained with. connector_width: between
+    the two linear layers, where they are new, and seed: of what they start as.
     """
 
     vision_layers: int = 39
@@ -50,15 +53,17 @@ class TinyGPTVOptions:
     lora_dropout: float = 0.05
     image_size: int | None = None
     template: str | None = None
+    connector_width: int = 4096
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class ConversionReport:
     """What `convert_tinygpt_v` found; kept as `conversion.json` beside the weights.
 
-    stage: 4, or 3 for stages 1 to 3, whose checkpoints have the same names. lora: "kept", "merged" or "none". new_norms: normalisations
-    that no file has, as in a plain Phi-2, and that start as identities. dropped: tensors that a rule leaves out. vocabulary: rows of
-    upstream's embedding.
+    stage: 4, or 3 for stages 1 to 3, whose checkpoints have the same names, or 0 for what stage 1 starts from. lora: "kept", "merged" or
+    "none". new_norms: normalisations that no file has, as in a plain Phi-2, and that start as identities. dropped: tensors that a rule
+    leaves out. vocabulary: rows of upstream's embedding.
     """
 
     stage: int
@@ -71,7 +76,7 @@ class ConversionReport:
 
 
 def convert_tinygpt_v(
-    checkpoint: Path,
+    checkpoint: Path | None,
     language: Path,
     vision: Path,
     qformer: Path,
@@ -82,7 +87,7 @@ def convert_tinygpt_v(
     """Write a model folder from TinyGPT-V's files; it appears whole, by one rename.
 
     Args:
-        checkpoint: a stage's `checkpoint_*.pth` or `.safetensors`.
+        checkpoint: a stage's `checkpoint_*.pth` or `.safetensors`; `None` for what stage 1 starts from, with new linear layers.
         language: a Phi-2 folder, in today's layout or with upstream's fused `query_key_value`.
         vision, qformer: `eva_vit_g.pth` and `blip2_pretrained_*.pth`, or `.safetensors` of the same names.
         merge: add the LoRA to the weights; else it is kept in `out/lora`, and PEFT is needed to load the model.
@@ -93,11 +98,16 @@ def convert_tinygpt_v(
     """
     options = options or TinyGPTVOptions()
     text_config, tokenizer = _read_language(Path(language))
-    paths = {"vision": Path(vision), "qformer": Path(qformer), "language": Path(language), "checkpoint": Path(checkpoint)}
-    tensors = read_sources(paths, key_tables(options.vision_layers), text_config)
-    stage = 4 if "query_tokens" in tensors.slots["checkpoint"] else 3
+    paths = {"vision": Path(vision), "qformer": Path(qformer), "language": Path(language)}
+    with tempfile.TemporaryDirectory() as scratch:
+        new = Path(scratch) / "new.safetensors"
+        paths["checkpoint"] = Path(checkpoint) if checkpoint is not None else new
+        if checkpoint is None:
+            _new_linear_layers(new, paths["qformer"], text_config.hidden_size, options)
+        tensors = read_sources(paths, key_tables(options.vision_layers), text_config)
+    stage = 0 if checkpoint is None else 4 if "query_tokens" in tensors.slots["checkpoint"] else 3
     size = options.image_size or _side(tensors) * (2 if stage == 4 else 1)
-    template = options.template or {3: "tinygpt_v_describe", 4: "tinygpt_v_tasks"}[stage]
+    template = options.template or {0: "tinygpt_v_caption", 3: "tinygpt_v_describe", 4: "tinygpt_v_tasks"}[stage]
     stop = get_template(template).answer_end
 
     vocabulary = text_config.vocab_size
@@ -143,6 +153,18 @@ def _read_language(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerB
     if config.model_type != "phi":
         raise CheckpointError(f"{folder} holds a {config.model_type!r} model; TinyGPT-V was trained on Phi-2")
     return config, tokenizer
+
+
+def _new_linear_layers(path: Path, qformer: Path, width_out: int, options: TinyGPTVOptions) -> None:
+    """Write what upstream has before stage 1: torch's own start, from the Q-Former's width to the language model's."""
+    queries = read_checkpoint(qformer).get("query_tokens")
+    if queries is None:
+        raise CheckpointError(f"{qformer} is no BLIP-2 Q-Former file: it has no query_tokens; give the right file to --qformer")
+    widths = (queries.shape[-1], options.connector_width, width_out)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        layers = {name: nn.Linear(widths[index], widths[index + 1]) for index, name in enumerate(("llama_proj", "llama_proj2"))}
+    save_file({f"{name}.{kind}": tensor for name, layer in layers.items() for kind, tensor in layer.state_dict().items()}, path)
 
 
 def _side(tensors: Mapping[str, Tensor]) -> int:

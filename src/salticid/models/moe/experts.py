@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,34 @@ class FeedForwardShape:
     gated: bool  # down(act(gate(x)) * up(x)), as Llama has it; else down(act(up(x))), as Phi has it
     bias: bool
     activation: nn.Module
+
+
+def visit_experts(
+    feed_forward: Callable[[int, Tensor], Tensor], experts: int, x_SD: Tensor, experts_SK: Tensor, weights_SK: Tensor
+) -> Tensor:
+    """Weighted sum (S, D) of `feed_forward(expert, x_ND)` over each token's choices; experts that nobody chose are not called.
+
+    Added up in float32 or better, given back in the dtype of the tokens.
+    """
+    experts_P = experts_SK.reshape(-1)
+    order_P = experts_P.argsort(stable=True)
+    tokens_P = order_P // experts_SK.shape[-1]
+    weights_P1 = weights_SK.reshape(-1, 1)[order_P]
+    counts_E = torch.bincount(experts_P, minlength=experts).tolist()
+
+    out_SD = torch.zeros_like(x_SD, dtype=torch.promote_types(x_SD.dtype, weights_SK.dtype))
+    for expert, (tokens_N, weights_N1) in enumerate(zip(tokens_P.split(counts_E), weights_P1.split(counts_E), strict=True)):
+        if len(tokens_N):
+            out_SD.index_add_(0, tokens_N, (feed_forward(expert, x_SD[tokens_N]) * weights_N1).to(out_SD.dtype))
+    return out_SD.to(x_SD.dtype)
+
+
+def activate(up_NF: Tensor, activation: nn.Module, gated: bool) -> Tensor:
+    """What stands between the two products of a feed-forward network; gate rows come first."""
+    if not gated:
+        return activation(up_NF)
+    gate_NF, up_NF = up_NF.chunk(2, dim=-1)
+    return activation(gate_NF) * up_NF
 
 
 @use_experts_implementation
@@ -67,20 +96,13 @@ class _ExpertsLoop(nn.Module):
         Returns:
             (S, D), in the dtype of the tokens; added up in float32 or better.
         """
-        x_SD, experts_P = hidden_states, top_k_index.reshape(-1)
-        order_P = experts_P.argsort(stable=True)
-        tokens_P = order_P // top_k_index.shape[-1]
-        weights_P1 = top_k_weights.reshape(-1, 1)[order_P]
-        counts_E = torch.bincount(experts_P, minlength=self.num_experts).tolist()
-
-        out_SD = torch.zeros_like(x_SD, dtype=torch.promote_types(x_SD.dtype, top_k_weights.dtype))
         # Unbound once: an index per expert would cost a gradient as large as all experts together, each time.
-        parameters_E = zip(*(self._unbind(name) for name in (self.up_name, "down_proj")), strict=True)
-        for (up, down), tokens_N, weights_N1 in zip(parameters_E, tokens_P.split(counts_E), weights_P1.split(counts_E), strict=True):
-            if len(tokens_N):
-                hidden_NF = self._activate(F.linear(x_SD[tokens_N], *up))
-                out_SD.index_add_(0, tokens_N, (F.linear(hidden_NF, *down) * weights_N1).to(out_SD.dtype))
-        return out_SD.to(x_SD.dtype)
+        ups_E, downs_E = self._unbind(self.up_name), self._unbind("down_proj")
+
+        def feed_forward(expert: int, x_ND: Tensor) -> Tensor:
+            return F.linear(self._activate(F.linear(x_ND, *ups_E[expert])), *downs_E[expert])
+
+        return visit_experts(feed_forward, self.num_experts, hidden_states, top_k_index, top_k_weights)
 
     def _unbind(self, name: str) -> list[tuple[Tensor, Tensor | None]]:
         """Weight and bias of each expert."""
@@ -89,10 +111,7 @@ class _ExpertsLoop(nn.Module):
         return list(zip(weights_E, [None] * self.num_experts if bias is None else bias.unbind(), strict=True))
 
     def _activate(self, up_NF: Tensor) -> Tensor:
-        if not self.has_gate:
-            return self.act_fn(up_NF)
-        gate_NF, up_NF = up_NF.chunk(2, dim=-1)
-        return self.act_fn(gate_NF) * up_NF
+        return activate(up_NF, self.act_fn, bool(self.has_gate))
 
 
 class Experts(_ExpertsLoop):

@@ -1,0 +1,76 @@
+"""The contrastive loss against a plain one, and negatives that are never positives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from salticid.models.qformer.losses import contrastive_loss, hard_negatives, same_photo
+
+
+def plain_contrastive(logits: list[list[float]], photos: list[int], smoothing: float) -> float:
+    """Number by number: every caption of the row's photo is right in equal parts; `smoothing` of the target goes to all alike."""
+    size, total = len(photos), 0.0
+    for direction in ("to text", "to photo"):
+        for row in range(size):
+            scores = [logits[row][column] if direction == "to text" else logits[column][row] for column in range(size)]
+            norm = math.log(sum(math.exp(score) for score in scores))
+            own = [column for column in range(size) if photos[column] == photos[row]]
+            for column in range(size):
+                target = (1 - smoothing) * (column in own) / len(own) + smoothing / size
+                total -= target * (scores[column] - norm)
+    return total / (2 * size)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("photos", [[0, 1, 2, 3], [5, 9, 5, 7], [1, 1, 1, 1]])
+def test_contrastive_loss_equals_a_plain_one(photos: list[int], smoothing: float) -> None:
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)) * 3
+    loss = contrastive_loss(logits, same_photo(torch.tensor(photos)), smoothing)
+    assert loss.item() == pytest.approx(plain_contrastive(logits.tolist(), photos, smoothing), rel=1e-5)
+
+
+def test_gradient_pulls_pairs_together_and_others_apart() -> None:
+    logits = torch.zeros(3, 3, requires_grad=True)
+    contrastive_loss(logits, same_photo(torch.arange(3)), 0.0).backward()
+    assert logits.grad is not None
+    assert_close(logits.grad.sign(), 1 - 2 * torch.eye(3))
+
+
+def test_captions_of_one_photo_do_not_push_each_other_away() -> None:
+    logits = torch.zeros(3, 3, requires_grad=True)
+    contrastive_loss(logits, same_photo(torch.tensor([4, 4, 8])), 0.0).backward()
+    assert logits.grad is not None
+    assert (logits.grad[:2, :2] < 0).all()
+    assert (logits.grad[0, 2], logits.grad[2, 0]) > (0, 0)
+
+
+@pytest.mark.parametrize("photos", [[0, 1, 2, 3], [7, 7, 3, 7], [1, 2, 2, 1]])
+def test_a_hard_negative_is_of_another_photo(photos: list[int]) -> None:
+    ids = torch.tensor(photos)
+    logits = torch.eye(4) * 1000  # a positive outweighs everything, were it let in
+    torch.manual_seed(0)
+    for _ in range(200):
+        rows, columns = hard_negatives(logits, same_photo(ids))
+        assert rows.tolist() == [0, 1, 2, 3]
+        assert (ids[rows] != ids[columns]).all()
+
+
+def test_hard_negatives_are_drawn_in_proportion_to_their_similarity() -> None:
+    shares = torch.tensor([0.6, 0.3, 0.1])
+    logits = torch.cat([torch.tensor([50.0]), shares.log()]).expand(4, 4)
+    torch.manual_seed(0)
+    same = same_photo(torch.arange(4))
+    drawn = torch.stack([hard_negatives(logits, same)[1][0] for _ in range(3000)])
+    assert_close(torch.bincount(drawn, minlength=4)[1:] / 3000, shares, atol=0.03, rtol=0)
+
+
+def test_a_batch_of_one_photo_has_no_negatives() -> None:
+    rows, columns = hard_negatives(torch.randn(3, 3), same_photo(torch.tensor([2, 2, 2])))
+    assert len(rows) == len(columns) == 0
+    rows, columns = hard_negatives(torch.randn(3, 3), same_photo(torch.tensor([2, 2, 5])))
+    assert rows.tolist() == [0, 1, 2]
+    assert columns[:2].tolist() == [2, 2]
