@@ -155,6 +155,23 @@ def test_experts_that_rest_are_not_active(tmp_path: Path) -> None:
     assert card.active == 45 + 20 + 40
 
 
+def test_packed_weights_count_twice_and_their_scales_never(tmp_path: Path) -> None:
+    layer = "language_model.model.layers.0.mlp"
+    save_file(
+        {
+            f"{layer}.experts.up_proj": torch.zeros(4, 2, 64, 32, dtype=torch.uint8),
+            f"{layer}.experts.up_proj_scale_zero": torch.zeros(4, 1, 128, 2),
+            f"{layer}.experts.up_proj_input_scale": torch.zeros(4, 64),
+            f"{layer}.q.weight": torch.zeros(1, 64, 32, dtype=torch.uint8),
+            f"{layer}.q.scale_zero": torch.zeros(1, 64, 2),
+        },
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "salticid", "experts": {"experts": 4, "top_k": 1}}))
+    card = read_card("moe", tmp_path)
+    assert (card.parameters, card.active, card.weights) == (4 * 128 * 64 + 64 * 64, 128 * 64 + 64 * 64, "i4")
+
+
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(CheckpointError, match="is damaged or no safetensors file"):

@@ -11,7 +11,7 @@ import torch
 from salticid.checkpoints.load import load_model
 from salticid.engine.load import choose_device, choose_dtype, load
 from salticid.errors import CheckpointError, InputError, ModelNotFoundError
-from salticid.quant import Int8Linear, quantize_model
+from salticid.quant import Int4Linear, Int8Linear, quantize_model
 
 CPU = torch.device("cpu")
 SMALL = torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else torch.float32
@@ -29,7 +29,8 @@ def int8_folder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactor
 def head(folder: Path, precision: str) -> tuple[type, torch.dtype]:
     model = load(folder, precision, "cpu").model
     layer = model.language_model.base_model.layers[0].self_attn.q_proj
-    return type(layer), (layer.scale if isinstance(layer, Int8Linear) else layer.weight).dtype
+    scale = {Int8Linear: "scale", Int4Linear: "scale_zero"}.get(type(layer), "weight")
+    return type(layer), layer.get_parameter(scale).dtype
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ def head(folder: Path, precision: str) -> tuple[type, torch.dtype]:
         ("fp32", (torch.nn.Linear, torch.float32)),
         ("bf16", (torch.nn.Linear, torch.bfloat16)),
         ("int8", (Int8Linear, SMALL)),
+        ("int4", (Int4Linear, SMALL)),
     ],
 )
 def test_precision_of_a_folder_with_full_weights(tiny_model_folder: Path, precision: str, expected: tuple[type, torch.dtype]) -> None:
@@ -65,6 +67,11 @@ def test_every_precision_answers(tiny_model_folder: Path, int8_folder: Path) -> 
             assert load(folder, precision, "cpu").ask(photo, "What?", max_new_tokens=4)
 
 
+def test_other_bits_than_the_folder_has(int8_folder: Path) -> None:
+    with pytest.raises(InputError, match="have 8 bits; for int4 give a folder with the original weights"):
+        load(int8_folder, "int4")
+
+
 def test_choices() -> None:
     assert choose_dtype("auto", torch.device("cuda"), small=True) == torch.bfloat16
     assert choose_dtype("auto", CPU, small=False) == torch.float32
@@ -79,7 +86,7 @@ def test_devices_that_are_not_there(device: str) -> None:
 
 
 def test_unknown_precision(tiny_model_folder: Path) -> None:
-    with pytest.raises(InputError, match="unknown precision 'fp8'; known: auto, fp32, bf16, int8"):
+    with pytest.raises(InputError, match="unknown precision 'fp8'; known: auto, fp32, bf16, int8, int4"):
         load(tiny_model_folder, precision="fp8")
 
 

@@ -36,6 +36,19 @@ MAKES: dict[str, dict[str, Any]] = {
     },
 }
 IMAGE_TOKEN = 3
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 32,
+}
+MAKES["experts"] = {
+    "text": {"model_type": "llama", "tie_word_embeddings": False, "num_hidden_layers": 3},
+    "model": {"vision_config": CLIP, "vision_layers": [-2], "experts": {"residual": True}},
+}
 
 
 @pytest.fixture
@@ -45,12 +58,13 @@ def build() -> Callable[[str], VisionLanguageModel]:
     def make(name: str) -> VisionLanguageModel:
         make = MAKES[name]
         torch.manual_seed(0)
-        config = VisionLanguageConfig(
-            vision_config=VISION,
-            text_config=TEXT | make["text"],
-            connector_config=make.get("connector", {"depth": 2, "hidden_size": 48, "norm": True}),
-            image_token_id=IMAGE_TOKEN,
-        )
+        values: dict[str, Any] = {
+            "vision_config": VISION,
+            "text_config": TEXT | make["text"],
+            "connector_config": make.get("connector", {"depth": 2, "hidden_size": 48, "norm": True}),
+            "image_token_id": IMAGE_TOKEN,
+        }
+        config = VisionLanguageConfig(**values | make.get("model", {}))
         model = VisionLanguageModel(config).eval()
         if model.get_output_embeddings().bias is not None:
             torch.nn.init.normal_(model.get_output_embeddings().bias)

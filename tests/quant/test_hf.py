@@ -47,6 +47,16 @@ def int8_addresses(file: Path) -> list[int]:
     return [start + entry["data_offsets"][0] for entry in entries.values() if entry["dtype"] == "I8"]
 
 
+def mapped_addresses(file: Path) -> list[range]:
+    """Where the process has this file in its memory."""
+    mapped = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(file)):
+            first, last = line.split()[0].split("-")
+            mapped.append(range(int(first, 16), int(last, 16)))
+    return mapped
+
+
 def edit_config(folder: Path, **quantization: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] |= quantization
@@ -103,12 +113,7 @@ def test_bfloat16_loads_the_same_int8(build: Build, inputs: Inputs, tmp_path: Pa
 def test_int8_weights_are_used_where_the_file_is_mapped(build: Build, tmp_path: Path) -> None:
     save(build("llama tied"), tmp_path)
     model = load_model(tmp_path)
-    file = str(tmp_path / "model.safetensors")
-    mapped = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(file):
-            first, last = line.split()[0].split("-")
-            mapped.append(range(int(first, 16), int(last, 16)))
+    mapped = mapped_addresses(tmp_path / "model.safetensors")
     int8 = [parameter for parameter in model.parameters() if parameter.dtype == torch.int8]
     assert len(int8) > 10
     for parameter in int8:
@@ -166,12 +171,41 @@ def test_missing_scales_and_float_weights_are_refused(build: Build, tmp_path: Pa
 
 def test_a_folder_from_the_future_is_refused(build: Build, tmp_path: Path) -> None:
     save(build("llama tied"), tmp_path)
-    edit_config(tmp_path, bits=4)
-    with pytest.raises(ConfigurationError, match="4 bits are not supported"):
+    edit_config(tmp_path, bits=3)
+    with pytest.raises(ConfigurationError, match="3 bits are not supported"):
         load_model(tmp_path)
     edit_config(tmp_path, bits=8, group_size=32)
-    with pytest.raises(ConfigurationError, match=r"no option 'group_size'; known: bits"):
+    with pytest.raises(ConfigurationError, match=r"no option 'group_size'; known: bits, group"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("words", [8, 4])
+@pytest.mark.parametrize("make", ["llama tied", "phi", "gemma", "qformer", "experts"])
+def test_four_bits_through_a_folder_and_back(make: str, words: int, build: Build, inputs: Inputs, tmp_path: Path) -> None:
+    original = quantize_model(build(make), bits=4, group=32, words=words)
+    original.save_pretrained(tmp_path)
+    expected = {"quant_method": "salticid", "bits": 4, "group": 32}
+    extra = ({"words": 4} if words == 4 else {}) | ({"tower": 8} if make == "experts" else {})
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == expected | extra
+    _, entries = header(tmp_path / "model.safetensors")
+    dtypes = {name: entry["dtype"] for name, entry in entries.items()}
+    assert dtypes["language_model.model.layers.0.self_attn.q_proj.weight"] == "U8"
+    assert {dtype for name, dtype in dtypes.items() if name.endswith("scale_zero")} == {"BF16"}
+    model = load_model(tmp_path).eval()
+    assert torch.equal(logits(model, inputs), logits(original, inputs))
+    assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if name.endswith("scale_zero"))
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory map of the process from /proc")
+def test_four_bits_in_bfloat16_are_used_where_the_file_is_mapped(build: Build, tmp_path: Path) -> None:
+    quantize_model(build("experts"), bits=4).save_pretrained(tmp_path)
+    model = load_model(tmp_path, dtype=torch.bfloat16)
+    mapped = mapped_addresses(tmp_path / "model.safetensors")
+    small = [tensor for name, tensor in model.named_parameters() if tensor.dtype == torch.uint8 or name.endswith("scale_zero")]
+    assert len(small) > 20
+    for parameter in small:
+        assert any(parameter.data_ptr() in addresses for addresses in mapped)
 
 
 def test_from_pretrained_does_not_quantise_on_its_own(build: Build, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from salticid.errors import CheckpointError, ModelNotFoundError
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MODEL_TYPE = "salticid"
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.md", "LICENSE*")
-INT8_SCALE = ".scale"
+SCALE = re.compile(r"[._](scale|scale_zero|input_scale)$")  # of small weights: no parameters of the model
+PACKED = {"U8": "I4"}  # two weights in four bits per byte
 EXPERT_WEIGHT = re.compile(r"\.experts\.[a-z_]+$")
 
 
@@ -96,9 +97,9 @@ def read_card(name: str, folder: Path, licence: str = "unknown", description: st
         CheckpointError: a weights file is damaged.
     """
     tensors = {key: entry for path in sorted(folder.glob("*.safetensors")) for key, entry in _tensors(path).items()}
-    counts = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(INT8_SCALE)}
+    counts = {key: _parameters(entry) for key, entry in tensors.items() if not SCALE.search(key)}
     parameters = sum(counts.values())
-    idle = sum(_idle(key, tensors[key]["shape"], _top_k(folder)) for key in counts)
+    idle = sum(_idle(key, tensors[key]["shape"][0], counts[key], _top_k(folder)) for key in counts if tensors[key]["shape"])
     by_dtype = {dtype: sum(counts[key] for key in counts if tensors[key]["dtype"] == dtype) for dtype in _dtypes(tensors)}
     return ModelCard(
         name=name,
@@ -106,7 +107,7 @@ def read_card(name: str, folder: Path, licence: str = "unknown", description: st
         size=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         parameters=parameters,
         active=parameters - idle,
-        weights=max(by_dtype, key=lambda dtype: by_dtype[dtype], default="none").lower(),
+        weights=PACKED.get(most := max(by_dtype, key=lambda dtype: by_dtype[dtype], default="none"), most).lower(),
         licence=licence,
         description=description,
     )
@@ -186,11 +187,16 @@ def _top_k(folder: Path) -> int | None:
     return int(experts.get("top_k", 2)) if isinstance(experts, dict) else None
 
 
-def _idle(name: str, shape: list[int], top_k: int | None) -> int:
+def _parameters(entry: Mapping[str, Any]) -> int:
+    """A byte of packed weights holds two; rows that fill up a tile count too."""
+    return math.prod(entry["shape"]) * (2 if entry["dtype"] in PACKED else 1)
+
+
+def _idle(name: str, experts: int, parameters: int, top_k: int | None) -> int:
     """Parameters of a tensor of stacked experts (E, ...) that one token leaves alone."""
     if top_k is None or not EXPERT_WEIGHT.search(name):
         return 0
-    return max(0, shape[0] - top_k) * math.prod(shape[1:])
+    return max(0, experts - top_k) * parameters // experts
 
 
 def _licence(folder: Path) -> str:

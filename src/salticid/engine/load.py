@@ -13,14 +13,15 @@ from salticid.engine.vision_language import VisionLanguage
 from salticid.errors import InputError
 from salticid.quant import quantize_model
 
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
+PRECISIONS = ("auto", "fp32", "bf16", "int8", "int4")
+SMALL_BITS = {"int8": 8, "int4": 4}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 # What a model in full precision computes in when nobody says so. On processors float32: few of them multiply bfloat16 faster, and
 # the words come out the same on all.
 AUTO_DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16, "mps": torch.bfloat16}
 
-# The packed int8 kernel has vector code for bfloat16 alone; without AVX-512, what is left to plain bfloat16 products is too slow.
+# The packed kernels have vector code for bfloat16 alone; without AVX-512, what is left to plain bfloat16 products is too slow.
 BFLOAT16_PROCESSORS = ("AVX512",)
 
 
@@ -29,8 +30,8 @@ def load(model: str | os.PathLike[str] = "nano", precision: str = "auto", device
 
     Args:
         model: the embedded model's name, a folder, or a Hub id `owner/name`.
-        precision: "fp32" and "bf16" hold and compute so, also from a folder with small weights; "int8" holds weights in eight bits,
-            made from full ones where needed; "auto" takes the weights as they are stored, see `AUTO_DTYPES`.
+        precision: "fp32" and "bf16" hold and compute so, also from a folder with small weights; "int8" and "int4" hold weights in so
+            many bits, made from full ones where needed; "auto" takes the weights as they are stored, see `AUTO_DTYPES`.
         device: "auto" (CUDA, then Apple's GPU, then the processor), "cpu", "mps", "cuda" or "cuda:1".
 
     Raises:
@@ -42,24 +43,27 @@ def load(model: str | os.PathLike[str] = "nano", precision: str = "auto", device
         raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     place = choose_device(device)
     folder = find_model(model)
-    small = getattr(load_config(folder), "quantization_config", None) is not None
+    stored = getattr(load_config(folder), "quantization_config", None)
+    small = stored is not None
+    if stored is not None and SMALL_BITS.get(precision, stored["bits"]) != stored["bits"]:
+        raise InputError(f"the weights in {folder} have {stored['bits']} bits; for {precision} give a folder with the original weights")
     dtype = choose_dtype(precision, place, small)
     network = load_model(folder, dtype)
     if small and precision in ("fp32", "bf16"):
         network.dequantize(dtype)
-    elif not small and precision == "int8":
-        quantize_model(network)
+    elif not small and precision in SMALL_BITS:
+        quantize_model(network, SMALL_BITS[precision])
     network.to(place)  # type: ignore[arg-type]
     return VisionLanguage(network, load_processor(folder))
 
 
 def choose_dtype(precision: str, device: torch.device, small: bool) -> torch.dtype:
-    """The dtype that a model computes in; `small`: its folder holds int8 weights."""
+    """The dtype that a model computes in; `small`: its folder holds small weights."""
     if precision == "fp32":
         return torch.float32
     if precision == "bf16":
         return torch.bfloat16
-    if (small or precision == "int8") and device.type == "cpu":
+    if (small or precision in SMALL_BITS) and device.type == "cpu":
         return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() in BFLOAT16_PROCESSORS else torch.float32
     return AUTO_DTYPES[device.type]
 

@@ -63,6 +63,33 @@ def _unpack_and_multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor) -> Tenso
     return F.linear(x, weight_NK.to(x.dtype)) * scale_N.to(x.dtype)
 
 
+def multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """(..., K) -> (..., N) in the dtype of `x`: by the packed kernel where it serves, else with unpacked weights."""
+    x_MK = x.reshape(-1, x.shape[-1])
+    if _packed_kernel_serves(x_MK, weight_NK, scale_N):
+        y = torch.ops.aten._weight_int8pack_mm(x_MK, weight_NK, scale_N).view(*x.shape[:-1], weight_NK.shape[0])
+    elif x.dtype == torch.float16:
+        # Sums of unscaled int8 products leave the range of float16.
+        return dequantize_and_multiply(x, weight_NK, scale_N, bias_N)
+    else:
+        y = _unpack_and_multiply(x, weight_NK, scale_N)
+    return y if bias_N is None else y + bias_N
+
+
+def _packed_kernel_serves(x_MK: Tensor, weight_NK: Tensor, scale_N: Tensor) -> bool:
+    rows, width = x_MK.shape
+    return (
+        HAS_PACKED_KERNEL
+        and x_MK.device.type == "cpu"
+        and 0 < rows <= PACKED_ROWS.get(x_MK.dtype, 0)
+        and x_MK.dtype == scale_N.dtype
+        and width % ROW_MULTIPLE == 0
+        and x_MK.is_contiguous()
+        and not (x_MK.requires_grad and torch.is_grad_enabled())  # the kernel has no backward pass
+        and (torch.compiler.is_compiling() or (is_aligned(x_MK, ACTIVATION_ALIGNMENT) and is_aligned(weight_NK, WEIGHT_ALIGNMENT)))
+    )
+
+
 class Int8Linear(nn.Module):
     """A linear layer with int8 weights.
 
@@ -99,28 +126,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N) in the dtype of `x`."""
-        x_MK = x.reshape(-1, x.shape[-1])
-        if self._packed_kernel_serves(x_MK):
-            y = torch.ops.aten._weight_int8pack_mm(x_MK, self.weight, self.scale).view(*x.shape[:-1], self.out_features)
-        elif x.dtype == torch.float16:
-            # Sums of unscaled int8 products leave the range of float16.
-            return dequantize_and_multiply(x, self.weight, self.scale, self.bias)
-        else:
-            y = _unpack_and_multiply(x, self.weight, self.scale)
-        return y if self.bias is None else y + self.bias
-
-    def _packed_kernel_serves(self, x_MK: Tensor) -> bool:
-        rows, width = x_MK.shape
-        return (
-            HAS_PACKED_KERNEL
-            and x_MK.device.type == "cpu"
-            and 0 < rows <= PACKED_ROWS.get(x_MK.dtype, 0)
-            and x_MK.dtype == self.scale.dtype
-            and width % ROW_MULTIPLE == 0
-            and x_MK.is_contiguous()
-            and not (x_MK.requires_grad and torch.is_grad_enabled())  # the kernel has no backward pass
-            and (torch.compiler.is_compiling() or (is_aligned(x_MK, ACTIVATION_ALIGNMENT) and is_aligned(self.weight, WEIGHT_ALIGNMENT)))
-        )
+        return multiply(x, self.weight, self.scale, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -147,13 +153,7 @@ class Int8Embedding(nn.Module):
 
     def to_float(self, dtype: torch.dtype) -> nn.Embedding:
         """A table of the original class in `dtype` with the rounded rows."""
-        options: dict[str, Any] = {} if self.multiplier is None else {"embed_scale": self.multiplier}
-        with torch.device("meta"):
-            embedding = self.source(self.num_embeddings, self.embedding_dim, self.padding_idx, **options)
-        embedding.weight = nn.Parameter(dequantize(self.weight, self.scale, dtype))
-        if self.multiplier is not None:
-            embedding.embed_scale = torch.tensor(self.multiplier, device=self.weight.device)
-        return embedding
+        return plain_embedding(self.source, dequantize(self.weight, self.scale, dtype), self.padding_idx, self.multiplier)
 
     @property
     def num_embeddings(self) -> int:
@@ -170,6 +170,18 @@ class Int8Embedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+def plain_embedding(source: type[nn.Embedding], rows_VD: Tensor, padding_idx: int | None, multiplier: float | None) -> nn.Embedding:
+    """A table of class `source` around these rows; `multiplier` is Gemma's."""
+    options: dict[str, Any] = {} if multiplier is None else {"embed_scale": multiplier}
+    build: Any = source  # Gemma's takes one argument more
+    with torch.device("meta"):
+        embedding = build(*rows_VD.shape, padding_idx, **options)
+    embedding.weight = nn.Parameter(rows_VD)
+    if multiplier is not None:
+        embedding.embed_scale = torch.tensor(multiplier, device=rows_VD.device)
+    return embedding
 
 
 def is_aligned(tensor: Tensor, alignment: int) -> bool:

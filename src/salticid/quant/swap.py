@@ -1,8 +1,4 @@
-"""Which layers of a model are held in int8, and how they change places with their float originals.
-
-Linear layers of the connector and the language model, the word embeddings and the output head. The vision tower, norms, biases and
-learned queries stay as they are.
-"""
+"""How the layers that a plan names change places with their float originals, and back."""
 
 from __future__ import annotations
 
@@ -11,50 +7,56 @@ from typing import cast
 import torch
 from torch import nn
 
-from salticid.errors import ConfigurationError
 from salticid.models import VisionLanguageModel
-from salticid.models.moe.layer import ExpertsLayer
+from salticid.models.moe.experts import Experts
+from salticid.quant.experts import Int4Experts, Int8Experts
+from salticid.quant.int4 import Int4Embedding, Int4Linear
 from salticid.quant.int8 import Int8Embedding, Int8Linear
+from salticid.quant.plan import Place, Precision, make_plan
 
-INT8_LAYERS = (Int8Linear, Int8Embedding)
-
-
-def check_quantizable(model: VisionLanguageModel) -> None:
-    """Raises `ConfigurationError` for a model with experts, or with embeddings that do more than look up and multiply."""
-    if any(isinstance(module, ExpertsLayer) for module in model.modules()):
-        raise ConfigurationError("a model with experts cannot be quantised to 8 bits yet; use it in bfloat16")
-    embeddings = model.get_input_embeddings()
-    if type(embeddings) is not nn.Embedding and not hasattr(embeddings, "scalar_embed_scale"):
-        raise ConfigurationError(
-            f"embeddings of class {type(embeddings).__name__} cannot be quantised; use a language model with a plain table"
-        )
+SMALL_LAYERS = (Int8Linear, Int8Embedding, Int8Experts, Int4Linear, Int4Embedding, Int4Experts)
 
 
-def swap_to_int8(model: VisionLanguageModel) -> None:
-    """Put int8 layers in the place of float ones, one after the other, so that both are in memory for one layer only.
+def swap_to_small(model: VisionLanguageModel, precision: Precision) -> None:
+    """Put small layers in the place of float ones, one after the other, so that both are in memory for one layer only.
 
     On "meta" this makes the places that a checkpoint's tensors go to.
 
     Raises:
-        ConfigurationError: see `check_quantizable`; or a weight holds NaN or infinity.
+        ConfigurationError: see `make_plan`; or a weight holds NaN or infinity.
     """
-    check_quantizable(model)
-    for part in (model.connector, model.language_model):
-        for name in [name for name, module in part.named_modules() if type(module) is nn.Linear]:
-            _replace(part, name, Int8Linear.from_float(cast(nn.Linear, part.get_submodule(name))))
-    model.set_input_embeddings(Int8Embedding.from_float(cast(nn.Embedding, model.get_input_embeddings())))
+    for place in make_plan(model, precision):
+        replace(model, place.name, small_layer(model.get_submodule(place.name), place))
     _tie(model)
 
 
+def small_layer(module: nn.Module, place: Place) -> nn.Module:
+    """The small layer that takes the place of a float one, with weights rounded to the nearest."""
+    if place.group is None:
+        if place.kind == "experts":
+            return Int8Experts.from_float(cast(Experts, module))
+        return (
+            Int8Linear.from_float(cast(nn.Linear, module))
+            if place.kind == "linear"
+            else Int8Embedding.from_float(cast(nn.Embedding, module))
+        )
+    if place.kind == "experts":
+        return Int4Experts.from_float(cast(Experts, module), place.group, place.scaled)
+    if place.kind == "linear":
+        return Int4Linear.from_float(cast(nn.Linear, module), place.group, place.scaled)
+    return Int4Embedding.from_float(cast(nn.Embedding, module), place.group)
+
+
 def swap_to_float(model: VisionLanguageModel, dtype: torch.dtype) -> None:
-    """Put plain layers in `dtype`, with the rounded weights, in the place of int8 ones, and tie the output head again."""
-    for name in [name for name, module in model.named_modules() if isinstance(module, INT8_LAYERS)]:
-        _replace(model, name, cast(Int8Linear | Int8Embedding, model.get_submodule(name)).to_float(dtype))
+    """Put plain layers in `dtype`, with the rounded weights, in the place of small ones, and tie the output head again."""
+    for name in [name for name, module in model.named_modules() if isinstance(module, SMALL_LAYERS)]:
+        replace(model, name, cast(Int8Linear, model.get_submodule(name)).to_float(dtype))
     _declare_tied(model, [])
     model.tie_weights()
 
 
-def _replace(root: nn.Module, name: str, replacement: nn.Module) -> None:
+def replace(root: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Put `replacement` where `root` has the module `name`."""
     parent, _, attribute = name.rpartition(".")
     owner = root.get_submodule(parent)
     setattr(owner, attribute, replacement.train(owner.training))
@@ -65,14 +67,16 @@ def _tie(model: VisionLanguageModel) -> None:
     if not model.config.tie_word_embeddings:
         return
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    head.weight, head.scale = embeddings.weight, embeddings.scale
-    _declare_tied(model, ["scale"])
+    shared = dict(embeddings.named_parameters())
+    for name, parameter in shared.items():
+        setattr(head, name, parameter)
+    _declare_tied(model, [name for name in shared if name != "weight"])
 
 
 def _declare_tied(model: VisionLanguageModel, extra: list[str]) -> None:
     """Tell transformers' saving and loading that the head's scales are tied too; it knows of `weight` alone."""
     language_model = model.language_model
-    tied = type(language_model)._tied_weights_keys or {}
+    tied = {target: source for target, source in (type(language_model)._tied_weights_keys or {}).items() if target.endswith("weight")}
     language_model._tied_weights_keys = tied | {
         target.replace("weight", name): source.replace("weight", name) for target, source in tied.items() for name in extra
     }
