@@ -14,13 +14,14 @@ from salticid.data.questions.captions import DESCRIBE
 from salticid.data.templates import IMAGE_MARK, get_template
 from salticid.data.tokenize import tokenize_turns
 from salticid.engine.generate import generate_tokens
+from salticid.engine.locate import PixelBox, boxes_in, locating_question
 from salticid.engine.messages import Message, read_messages
 from salticid.engine.photo_features import PhotoFeatures
 from salticid.engine.sampling import GenerationOptions
 from salticid.engine.text import TextStream, plain_text
 from salticid.errors import InputError
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
-from salticid.models.photos import ImageSource
+from salticid.models.photos import ImageSource, read_photo
 
 Images = ImageSource | Sequence[ImageSource] | None
 
@@ -57,6 +58,17 @@ class VisionLanguage:
     def caption(self, image: Images, **options: Any) -> str:
         """One sentence about the photo."""
         return self.ask(image, DESCRIBE, **options)
+
+    def locate(self, image: ImageSource, phrase: str, **options: Any) -> list[PixelBox]:
+        """Boxes around what the phrase names, in pixels of the upright photo, one at least.
+
+        Raises:
+            ImageError: a photo that cannot be read.
+            InputError: an empty phrase, or a model that was not trained to locate: by its template, or by an answer without a box.
+        """
+        question = locating_question(self.model.config.template, phrase)
+        photo = read_photo(image)
+        return boxes_in(self.ask(photo, question, **options), *photo.size)
 
     def chat(self, messages: str | Sequence[Message], **options: Any) -> str:
         """The answer to a conversation; see `salticid.engine.messages.read_messages` for its form."""
