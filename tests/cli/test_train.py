@@ -35,16 +35,19 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_train_runs_the_recipe_with_its_overrides(run: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[int, Path, bool]] = []
+    ran: list[tuple[int, Path, bool, bool]] = []
 
-    def record(stage_recipe: Any, resume: bool) -> Path:
-        ran.append((stage_recipe.schedule.steps, stage_recipe.data.folder, resume))
+    def record(stage_recipe: Any, resume: bool, accept_changes: bool) -> Path:
+        ran.append((stage_recipe.schedule.steps, stage_recipe.data.folder, resume, accept_changes))
         return Path(stage_recipe.output)
 
     monkeypatch.setattr(stage, "run_stage", record)
     assert run("train", recipe, "schedule.steps=7", "data.folder=/photos") == (0, "trained\n", "")
     assert run("train", recipe, "--no-resume").code == 0
-    assert ran == [(7, Path("/photos"), True), (5, Path("data"), False)]
+    assert run("train", recipe, "--restart").code == 0
+    assert run("train", recipe, "--accept-changes").code == 0
+    data = Path("data")
+    assert ran == [(7, Path("/photos"), True, False), (5, data, False, False), (5, data, False, False), (5, data, True, True)]
 
 
 def test_assemble_runs_the_recipe(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

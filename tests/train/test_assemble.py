@@ -75,3 +75,11 @@ def test_a_run_that_is_cut_off_leaves_no_model(recipe: PartsRecipe, monkeypatch:
             run_assemble(recipe)
     with pytest.raises(ModelNotFoundError):
         load_model(recipe.output)
+
+
+def test_extra_normalisations_start_as_identities(recipe: PartsRecipe) -> None:
+    norms = {"query": True, "key": True, "attention_output": True}
+    run_assemble(recipe.model_copy(update={"model": {**recipe.model, "norms": norms}}))
+    added = {name: weight for name, weight in load_model(recipe.output).named_parameters() if "_layernorm" in name and "self_attn" in name}
+    assert len(added) == 5
+    assert all(bool((weight == float(name.endswith("weight"))).all()) for name, weight in added.items())

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from salticid.checkpoints.load import load_processor
+from salticid.data.collate import Collator
 from salticid.data.conversation import Example, Turn
+from salticid.data.templates import get_template
 from salticid.errors import ConfigurationError, DataError
 from salticid.train.data import EMPTY_DRAWS, TrainingData, build_sources
 from salticid.train.recipe import StageRecipe
+from salticid.train.stage import run_stage
+from salticid.train.tally import Tally
 
 
 def key(example: Example) -> tuple[Any, ...]:
@@ -53,8 +61,57 @@ class Mute:
 
 def test_photos_without_a_word_are_passed_over(stage_recipe: Callable[..., StageRecipe]) -> None:
     data = TrainingData(stage_recipe().data, length=5, seed=0)
-    data.mixture = Mute({3, 7})  # type: ignore[assignment]
+    data.mixture, data.order = Mute({3, 7}), range(EMPTY_DRAWS + 10)
     assert [data[index].conversations[0][0].answer for index in (0, 3, 4, 7)] == ["3", "3", "7", "7"]
-    data.mixture = Mute(set())  # type: ignore[assignment]
+    data.mixture = Mute(set())
     with pytest.raises(DataError, match=f"{EMPTY_DRAWS} photos in a row gave neither captions nor questions"):
+        data[0]
+
+
+@pytest.fixture
+def spoiled(data_folder: Path, tmp_path: Path) -> Path:
+    """The miniature data with one photo of Flickr8k that is no photo and one that is cut short."""
+    folder = tmp_path / "spoiled"
+    shutil.copytree(data_folder, folder)
+    images = folder / "flickr8k/images"
+    (images / f"{20:012d}.png").write_bytes(b"no photo")
+    whole = (images / f"{30:012d}.png").read_bytes()
+    (images / f"{30:012d}.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def only_flickr8k(stage_recipe: Callable[..., StageRecipe], folder: Path, **changes: Any) -> StageRecipe:
+    sources = [{"kind": "flickr8k", "path": "flickr8k", "options": {"captions": 1, "questions": 1}}]
+    return stage_recipe(data__folder=folder, data__sources=sources, **changes)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_photos_are_passed_over_and_counted(stage_recipe: Callable[..., StageRecipe], spoiled: Path, workers: int) -> None:
+    schedule = {"epochs": 1, "batch_size": 26}
+    recipe = only_flickr8k(stage_recipe, spoiled, schedule=schedule, data__workers=workers, data__max_unreadable=2)
+    told = json.loads((run_stage(recipe) / "training.json").read_text())
+    assert (told["unreadable_photos"], told["steps"], told["examples"]) == (2, 2, 52)
+
+
+def test_more_unreadable_photos_than_may_be_stop_the_run(stage_recipe: Callable[..., StageRecipe], spoiled: Path) -> None:
+    recipe = only_flickr8k(stage_recipe, spoiled, data__max_unreadable=1)
+    data = TrainingData(recipe.data, None, seed=0)
+    with pytest.raises(
+        DataError, match=r"2 photos could not be read, 1 may be \(data.max_unreadable\); the last: .*0000000000[23]0.png"
+    ) as told:
+        [data[index] for index in range(len(data))]
+    assert "\n" not in str(told.value)
+
+
+def test_conversations_that_are_too_long_are_counted(stage_recipe: Callable[..., StageRecipe], tiny_model_folder: Path) -> None:
+    long, short = (Turn("What?", "word " * 80),), (Turn("What?", "yes"),)
+    collate = Collator(load_processor(tiny_model_folder), get_template("nano"), max_length=60)
+    photo = (Image.new("RGB", (4, 4)),)
+    data = TrainingData(stage_recipe().data, length=3, seed=0, tally=Tally(0), collate=collate)
+    data.mixture, data.order = [Example(photo, (long, short)), Example(photo, (long,)), Example(photo, (short,))], range(3)
+    assert data[0].conversations == (long, short)
+    assert data[1].conversations == (short,)
+    assert data.tally.counts == {"unreadable_photos": 0, "conversations_left_out": 2, "examples_left_out": 1}
+    data.order = [1]
+    with pytest.raises(DataError, match=r"are of no use: no conversation of .* fits"):
         data[0]

@@ -98,3 +98,20 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"cannot write .*file"):
         publish()
+
+
+def test_adapters_of_an_older_model_go_with_it(old: Path) -> None:
+    (old / "lora").mkdir()
+    (old / "lora/adapter_config.json").write_text("old")
+    with publishing(old) as folder:
+        write(folder, "new")
+    assert not (old / "lora").exists()
+    with publishing(old) as folder:
+        write(folder, "newer")
+        (folder / "lora").mkdir()
+        (folder / "lora/adapter_config.json").write_text("newer")
+    with publishing(old) as folder:
+        write(folder, "newest")
+        (folder / "lora").mkdir()
+        (folder / "lora/adapter_config.json").write_text("newest")
+    assert (old / "lora/adapter_config.json").read_text() == "newest"

@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from salticid.data.datasets import SOURCES
+from salticid.data.llava_labels import LABEL_RULES
 from salticid.data.templates import TEMPLATES
 from salticid.errors import ConfigurationError
 from salticid.models import VisionLanguageConfig
 from salticid.models.image_processing import IMAGE_TRANSFORMS
+from salticid.train.kinds import open_recipe
 from salticid.train.recipe import PartsRecipe, StageRecipe, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
@@ -42,23 +44,39 @@ def write(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_of_the_project_is_one(path: Path) -> None:
-    if "vision_weights" in yaml.safe_load(path.read_text()):
+    values = yaml.safe_load(path.read_text())
+    if "language" in values:
         parts = read_recipe(path, PartsRecipe)
         assert parts.image in IMAGE_TRANSFORMS
         assert parts.model.get("template", "plain") in TEMPLATES
         VisionLanguageConfig(vision_config=parts.vision, connector_config=parts.connector, **parts.model)
         sources = parts.vocabulary_data.sources if parts.vocabulary_data else []
     else:
-        stage = read_recipe(path, StageRecipe)
-        assert stage.model != stage.output
+        stage, _ = open_recipe(path)
+        assert str(stage.output) == f"runs/{stage.name}"
         sources = stage.data.sources
     assert {source.kind for source in sources} <= SOURCES.keys()
     for source in sources:
         assert not source.options.keys() - set(SOURCES[source.kind].__init__.__annotations__)
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.parent.name != "nano"], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_stages_of_published_systems_follow_each_other(path: Path) -> None:
+    """Each starts where the one before it ends, and knows what it asks for."""
+    values = yaml.safe_load(path.read_text())
+    if "schedule" not in values or values.get("kind"):
+        return
+    stage = read_recipe(path, StageRecipe)
+    outputs = {yaml.safe_load(other.read_text())["output"] for other in path.parent.glob("*.yaml") if other != path}
+    assert str(stage.model) in outputs
+    assert stage.template is None or stage.template in TEMPLATES
+    assert stage.data.label_rule is None or stage.data.label_rule in LABEL_RULES
+
+
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 3
+    assert len(RECIPES) >= 25
 
 
 def test_defaults_and_values(write: Any) -> None:
@@ -98,7 +116,7 @@ def test_overrides(write: Any) -> None:
         ("shedule.steps=9", "shedule: extra inputs are not permitted"),
         ("schedule.steps=0", "schedule.steps: input should be greater than 0"),
         ("schedule.steps=many", "schedule.steps: input should be a valid integer"),
-        ("schedule.decay=square", "schedule.decay: input should be 'constant', 'linear' or 'cosine'"),
+        ("schedule.decay=square", "schedule.decay: input should be 'constant', 'linear', 'cosine' or 'lavis'"),
         ("train.eye.learning_rate=1", "train.eye"),
         ("train={}", "train: dictionary should have at least 1 item"),
         ("data.sources=[]", "data.sources: list should have at least 1 item"),

@@ -31,6 +31,7 @@ def tinygpt_v(
     language: Annotated[Path | None, typer.Option(help="Folder of Phi-2, with its tokenizer.")] = None,
     vision: Annotated[Path | None, typer.Option(help="eva_vit_g.pth.")] = None,
     qformer: Annotated[Path | None, typer.Option(help="BLIP-2's file with the Q-Former, blip2_pretrained_flant5xxl.pth.")] = None,
+    start: Annotated[bool, typer.Option("--start", help="No checkpoint: make what stage 1 starts from, with new linear layers.")] = False,
     merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Add the LoRA to the weights, so that PEFT is not needed.")] = False,
     to_upstream: Annotated[Path | None, typer.Option(help="The way back: a converted model folder.")] = None,
     template: Annotated[str | None, typer.Option(help="How conversations are written; default, as the stage was trained.")] = None,
@@ -51,7 +52,9 @@ def tinygpt_v(
         export_tinygpt_v(to_upstream, out)
         print(out)
         return
-    if missing := [name for name in files if name not in given]:
+    if start and checkpoint is not None:
+        raise InputError("--start makes a model without a checkpoint; leave out --checkpoint")
+    if missing := [name for name in files if name not in given and not (start and name == "checkpoint")]:
         raise InputError(f"--{', --'.join(missing)} is missing; see salticid convert tinygpt-v --help for the four files")
     from salticid.checkpoints.tinygpt_v import TinyGPTVOptions, convert_tinygpt_v
 
@@ -63,7 +66,8 @@ def tinygpt_v(
         image_size=image_size,
         template=template,
     )
-    report = convert_tinygpt_v(**given, out=out, merge=merge_lora, options=options)
+    parts = {name: path for name, path in given.items() if name != "checkpoint"}
+    report = convert_tinygpt_v(checkpoint, **parts, out=out, merge=merge_lora, options=options)
     print(out)
     print(f"stage {report.stage}, {report.image_size} px, LoRA {report.lora}, {len(report.dropped)} tensors left out by rule")
     if report.new_norms:

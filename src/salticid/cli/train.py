@@ -17,13 +17,16 @@ NEEDS = ("pydantic", "yaml", "accelerate", "tensorboard")
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The stage's recipe; see the folder recipes/.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, where there is one.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", " /--restart", help="Go on from the newest checkpoint, where there is one.")
+    ] = True,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although the recipe has changed since the checkpoint.")
+    ] = False,
 ) -> None:
     """Run one training stage; prints the folder of the trained model. A run that was cut off goes on where it stopped."""
     require("train", NEEDS)
-    from salticid.train.recipe import StageRecipe, read_recipe
+    from salticid.train.kinds import open_recipe
 
-    stage = read_recipe(recipe, StageRecipe, overrides or ())
-    from salticid.train.stage import run_stage
-
-    print(run_stage(stage, resume=resume))
+    opened, run = open_recipe(recipe, overrides or ())
+    print(run(opened, resume=resume, accept_changes=accept_changes))

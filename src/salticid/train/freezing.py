@@ -1,21 +1,26 @@
-"""Which weights learn, and how fast."""
+"""Which weights learn, and how fast; and how the others rest."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from salticid.errors import ConfigurationError
+from salticid.models.moe.experts import Experts
 from salticid.train.recipe import PartRecipe
 
 PARTS = ("vision_tower", "connector", "language_model")
+LORA = r"\.lora_[AB]\b"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def freeze_except(model: nn.Module, parts: Mapping[Any, PartRecipe]) -> None:
-    """Let the named parts learn and nothing else."""
+    """Let the named parts learn and nothing else; of a language model that carries LoRA, the LoRA, unless `only` says otherwise."""
     unknown = [name for name in parts if name not in PARTS]
     if unknown:
         raise ConfigurationError(f"no such part to train: {', '.join(unknown)}; known: {', '.join(PARTS)}")
@@ -23,6 +28,8 @@ def freeze_except(model: nn.Module, parts: Mapping[Any, PartRecipe]) -> None:
         part = getattr(model, name)
         part.requires_grad_(name in parts)
         only = parts[name].only if name in parts else None
+        if only is None and name in parts and any(re.search(LORA, key) for key, _ in part.named_parameters()):
+            only = [LORA]
         if only is not None:
             _freeze_unmatched(part, name, only)
 
@@ -38,13 +45,41 @@ def _freeze_unmatched(part: nn.Module, name: str, patterns: list[str]) -> None:
         raise ConfigurationError(f"train.{name}.only: no parameter matches {patterns_unused}; see model.{name}.named_parameters()")
 
 
+def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name, each once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def resting_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The largest modules that have parameters of which none learns."""
+    if not any(True for _ in model.parameters()):
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        yield model
+        return
+    for child in model.children():
+        yield from resting_modules(child)
+
+
+def lower_frozen(model: nn.Module, precision: str) -> None:
+    """Keep the frozen matrices of linear layers, convolutions and experts in `precision`; the stream between layers stays float32."""
+    dtype = DTYPES[precision]
+    # An output head may be the embedding itself, with which the stream begins.
+    embeddings = {id(parameter) for module in model.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | Experts | ParametrizationList):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and id(parameter) not in embeddings:
+                    parameter.data = parameter.data.to(dtype)
+
+
 def parameter_groups(model: nn.Module, parts: Mapping[Any, PartRecipe]) -> list[dict[str, Any]]:
-    """Optimizer groups: per part its learning rate; vectors (norms, biases) are not decayed."""
+    """Optimizer groups: per part its learning rate; vectors (norms) and biases are not decayed."""
     groups: list[dict[str, Any]] = []
     for name, part in parts.items():
-        learning = [parameter for parameter in getattr(model, name).parameters() if parameter.requires_grad]
+        learning = learning_parameters(getattr(model, name))
         for decayed in (True, False):
-            chosen = [parameter for parameter in learning if (parameter.ndim > 1) == decayed]
+            chosen = [parameter for key, parameter in learning.items() if (parameter.ndim > 1 and not key.endswith("bias")) == decayed]
             if chosen:
                 groups.append({"params": chosen, "lr": part.learning_rate, "weight_decay": part.weight_decay if decayed else 0.0})
     return groups

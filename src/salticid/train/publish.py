@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from salticid.checkpoints.lora import LORA_FOLDER
 from salticid.errors import CheckpointError
 
 UNFINISHED = "unfinished"
@@ -38,5 +39,6 @@ def _take_places(unfinished: Path, folder: Path) -> None:
     (folder / "config.json").unlink(missing_ok=True)
     for old in folder.glob("model*.safetensors*"):  # an older model may have had more files of weights
         old.unlink()
+    shutil.rmtree(folder / LORA_FOLDER, ignore_errors=True)  # or adapters, which would be taken for the new one's
     for new in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
         new.replace(folder / new.name)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from salticid.errors import ConfigurationError
+from salticid.models.moe import ExpertsConfig
 
 Part = Literal["vision_tower", "connector", "language_model"]
 
@@ -39,12 +40,27 @@ class DataRecipe(Strict):
     max_length: PositiveInt = 512
     pack: bool = True
     weigh_answers: bool = False
+    label_rule: str | None = Field(default=None, description="learn what LLaVA's script would; see `salticid.data.llava_labels`")
+    hide_padding_ids: bool = Field(default=False, description="padding ids inside a text are unseen, as in upstream's TinyGPT-V")
+    group_by_modality_length: bool = Field(default=False, description="steps of photos alone or text alone, rows of like length together")
     flip: bool = False
     crop: float = Field(default=1.0, gt=0, le=1)
+    max_unreadable: int = Field(default=100, ge=0, description="photos that may be unreadable before the run stops")
+    workers: int = Field(default=0, ge=0, description="processes that read photos ahead")
+
+    @model_validator(mode="after")
+    def _fits_packing(self) -> DataRecipe:
+        for name in ("label_rule", "hide_padding_ids"):
+            if self.pack and getattr(self, name):
+                raise ValueError(f"{name} needs conversations one by one: set pack to false")
+        return self
 
 
 class PartRecipe(Strict):
-    """A part that learns; with `only`, those of its parameters whose names match one of these regular expressions."""
+    """A part that learns; with `only`, those of its parameters whose names match one of these regular expressions.
+
+    Without `only`, all of it; but of a language model that carries LoRA, the LoRA alone.
+    """
 
     learning_rate: PositiveFloat
     weight_decay: float = Field(default=0.01, ge=0)
@@ -62,13 +78,95 @@ class PartRecipe(Strict):
 
 
 class ScheduleRecipe(Strict):
-    """Optimizer steps; learning rates rise over `warmup_steps`, then follow `decay` down to zero (or stay)."""
+    """How long, and at what share of each part's learning rate.
 
-    steps: PositiveInt
+    `steps` are optimizer steps over a mixture by weight; `epochs` show every example that often instead, and weights are not used.
+    Learning rates rise from `warmup_lr` over `warmup_steps` (or `warmup_ratio` of all steps), then follow `decay` down to `min_lr`.
+    `decay: lavis` is the cosine of TinyGPT-V's upstream: counted from the first step, warm-up included, and rising where `min_lr` is
+    above the learning rate.
+    """
+
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
     batch_size: PositiveInt
     accumulate: PositiveInt = 1
     warmup_steps: int = Field(default=0, ge=0)
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    warmup_lr: float = Field(default=0.0, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    decay: Literal["constant", "linear", "cosine", "lavis"] = "cosine"
+
+    @model_validator(mode="after")
+    def _says_things_once(self) -> ScheduleRecipe:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("give either warmup_steps or warmup_ratio")
+        if self.min_lr and self.decay == "constant":
+            raise ValueError("min_lr needs a decay; constant has none")
+        return self
+
+    @property
+    def step_examples(self) -> int:
+        """Examples of one optimizer step."""
+        return self.batch_size * self.accumulate
+
+
+class LoraRecipe(Strict):
+    """Low-rank factors beside weights of the language model (LoRA, arXiv 2106.09685); a model that carries some goes on with them.
+
+    targets: names of linear layers, such as `q_proj`. shared: those of them that share one first factor, as TinyGPT-V's queries, keys
+    and values do. experts: factors beside every expert's matrices too. merge: add all to the weights when the stage is finished.
+    """
+
+    rank: PositiveInt = 64
+    alpha: PositiveFloat = 16.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] = []
+    shared: list[str] = []
+    experts: bool = False
+    merge: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> LoraRecipe:
+        if not self.targets and not self.experts:
+            raise ValueError("name targets, or set experts to true")
+        if strange := sorted(set(self.shared) - set(self.targets)):
+            raise ValueError(f"shared names {', '.join(strange)}, which targets does not")
+        if self.experts and not self.merge:
+            raise ValueError("factors beside experts have no file format of their own: set merge to true")
+        return self
+
+
+class ExpertsRecipe(Strict):
+    """The dense model becomes sparse before it trains. options: of `ExpertsConfig`; the rest: see `upcycle_language_model`."""
+
+    options: dict[str, Any] = {}
+    reinitialise: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0)
+
+    @field_validator("options")
+    @classmethod
+    def _are_known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        ExpertsConfig.from_dict(options)
+        return options
+
+
+class PhotosRecipe(Strict):
+    """Changes to how the model sees photos, kept in the trained folder; fields of `ImageTransform`."""
+
+    size: PositiveInt | None = None
+    mode: Literal["squash", "pad", "crop"] | None = None
+    background: Literal["mean"] | tuple[int, int, int] | None = None
+
+
+class SelfCriticalRecipe(Strict):
+    """Beside the supervised conversations, captions that the model draws are rewarded by their CIDEr-D; see `train.self_critical`."""
+
+    samples: int = Field(default=5, ge=2, description="captions drawn for each photo")
+    temperature: PositiveFloat = 1.0
+    max_new_tokens: PositiveInt = 30
+    weight: PositiveFloat = Field(default=1.0, description="of the reward beside the supervised loss")
 
 
 class StageRecipe(Strict):
@@ -77,15 +175,35 @@ class StageRecipe(Strict):
     name: str
     model: Path = Field(description="folder of the model that this stage starts from")
     output: Path = Field(description="folder for the trained model; checkpoints lie below it")
+    template: str | None = Field(default=None, description="how conversations are written from this stage on; default, as before")
+    photos: PhotosRecipe | None = None
+    experts: ExpertsRecipe | None = None
+    lora: LoraRecipe | None = None
     train: dict[Part, PartRecipe] = Field(min_length=1)
     data: DataRecipe
     schedule: ScheduleRecipe
-    precision: Literal["fp32", "bf16"] = "bf16"
+    self_critical: SelfCriticalRecipe | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="bf16", description="of the arithmetic; weights that learn are float32")
+    frozen_precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the frozen matrices, which take most memory")
+    gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
     compile: bool = Field(default=False, description="compile the decoder; two minutes once, a fifth faster after; needs a C++ compiler")
-    max_grad_norm: PositiveFloat = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="longest gradient; 0 cuts none")
     seed: int = 0
     save_steps: PositiveInt = 200
     log_steps: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _rates_fall(self) -> StageRecipe:
+        if self.schedule.decay == "lavis":
+            return self
+        for name, part in self.train.items():
+            if self.schedule.min_lr > part.learning_rate:
+                raise ValueError(
+                    f"schedule.min_lr {self.schedule.min_lr} is above train.{name}.learning_rate {part.learning_rate}; "
+                    "lower it, or set schedule.decay to lavis for a rate that rises, as in upstream's stage 4"
+                )
+        return self
 
 
 class PartsRecipe(Strict):
@@ -98,6 +216,7 @@ class PartsRecipe(Strict):
     image: str
     connector: dict[str, Any] = {}
     model: dict[str, Any] = {}
+    connector_weights: Path | None = None
     language_layers: list[int] | None = None
     first_merges: PositiveInt | None = None
     vocabulary_data: DataRecipe | None = Field(default=None, description="data sets whose words keep their tokens")

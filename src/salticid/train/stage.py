@@ -1,103 +1,141 @@
-"""Run one training stage from its recipe: load, freeze, train, save. A run that was cut off goes on from its last checkpoint."""
+"""Run one training stage from its recipe: load, adapt, freeze, train, save. A run that was cut off goes on from its last checkpoint."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 
 from salticid.checkpoints.load import load_model, load_processor
+from salticid.checkpoints.lora import save_model
 from salticid.data.collate import Collator
 from salticid.data.templates import get_template
-from salticid.train.data import TrainingData
-from salticid.train.freezing import freeze_except
+from salticid.errors import ConfigurationError, DataError
+from salticid.models import VisionLanguageModel, VisionLanguageProcessor
+from salticid.train.adapt import adapt, settle_lora
+from salticid.train.data import TrainingData, build_data
+from salticid.train.freezing import freeze_except, lower_frozen
 from salticid.train.publish import publishing
 from salticid.train.recipe import StageRecipe
+from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
+from salticid.train.self_critical import SelfCriticalTrainer
 from salticid.train.trainer import StageTrainer
 
-SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
-
-def run_stage(recipe: StageRecipe, resume: bool = True) -> Path:
+def run_stage(recipe: StageRecipe, resume: bool = True, accept_changes: bool = False) -> Path:
     """Train as the recipe says and write the model to `recipe.output`; returns that folder.
 
-    `training.json` beside the weights keeps the recipe, the loss and the time taken. With `resume`, the newest whole checkpoint below
-    `output/checkpoints` is gone on from, at the very next batch; without, older checkpoints are deleted. The model itself appears
-    when it is finished, never in part.
+    `training.json` beside the weights keeps the recipe, the loss, the time taken and what could not be used of the data. With `resume`,
+    the newest whole checkpoint below `output/checkpoints` is gone on from, at the very next batch; without, older checkpoints are
+    deleted. The model itself appears when it is finished, never in part.
 
     Raises:
-        ConfigurationError, CheckpointError, DataError: see the recipe, model and data.
+        ConfigurationError: see the recipe; or it changed since the checkpoint, and `accept_changes` is not set.
+        CheckpointError, DataError: see the model and data.
     """
-    set_seed(recipe.seed)
-    schedule = recipe.schedule
-    model = load_model(recipe.model, dtype=torch.float32)
-    processor = load_processor(recipe.model)
-    freeze_except(model, recipe.train)
-    if recipe.compile:
-        model.language_model.base_model.compile(dynamic=True)
-    examples = schedule.steps * schedule.batch_size * schedule.accumulate
-    data = TrainingData(recipe.data, length=examples, seed=recipe.seed)
+    _check_machine(recipe)
     checkpoints = recipe.output / "checkpoints"
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer = StageTrainer(
-        recipe=recipe,
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(checkpoints),
-            max_steps=schedule.steps,
-            per_device_train_batch_size=schedule.batch_size,
-            gradient_accumulation_steps=schedule.accumulate,
-            warmup_steps=schedule.warmup_steps,
-            lr_scheduler_type=SCHEDULERS[schedule.decay],
-            max_grad_norm=recipe.max_grad_norm,
-            bf16=recipe.precision == "bf16",
-            use_cpu=not torch.accelerator.is_available(),
-            save_steps=recipe.save_steps,
-            save_total_limit=1,
-            logging_steps=recipe.log_steps,
-            report_to=["tensorboard"],
-            remove_unused_columns=False,
-            seed=recipe.seed,
-        ),
-        train_dataset=data,
-        data_collator=Collator(
-            processor, get_template(model.config.template), recipe.data.max_length, recipe.data.pack, recipe.data.weigh_answers
-        ),
-    )
-    last = _newest_checkpoint(checkpoints)
-    result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    last = newest_checkpoint(checkpoints)
+    if last is not None and not accept_changes:
+        refuse_changes(checkpoints, recipe)
+    set_seed(recipe.seed)
+    model, processor = _prepare(recipe)
+    data, trainer = _trainer(recipe, model, processor, checkpoints)
+    keep_recipe(checkpoints, recipe)
+    try:
+        result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except DataError as error:  # a process that reads photos ahead sends its whole traceback
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("salticid.errors.DataError: ")) from error
     report = {
         "recipe": recipe.model_dump(mode="json"),
         "loss": _mean_loss(trainer.state.log_history),
         "steps": result.global_step,
-        "examples": examples,
+        "examples": len(data),
+        **trainer.tally,
         "seconds": round(trainer.seconds),
         "resumed_from": last and last.name,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    settle_lora(model, recipe.lora)
     with publishing(recipe.output) as folder:
-        model.save_pretrained(folder)
+        save_model(model, folder)
         processor.save_pretrained(folder)
         (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return recipe.output
 
 
-def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest that is whole: its state is written last, and is missing or cut short where a kill interrupted the writing."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        try:
-            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return checkpoint
-    return None
+def _check_machine(recipe: StageRecipe) -> None:
+    if recipe.precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigurationError("precision fp16 scales its gradients, which needs a GPU; set precision to bf16 or fp32")
+
+
+def _prepare(recipe: StageRecipe) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
+    """The model of the stage before, changed and frozen as the recipe says. What learns is float32, whatever the arithmetic."""
+    model, processor = load_model(recipe.model, dtype=torch.float32), load_processor(recipe.model)
+    adapt(model, processor, recipe)
+    freeze_except(model, recipe.train)
+    if recipe.frozen_precision != "fp32":
+        lower_frozen(model, recipe.frozen_precision)
+    if recipe.gradient_checkpointing:
+        # The newer name of the two in transformers 5; the older one warns.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if recipe.compile:
+        model.language_model.base_model.compile(dynamic=True)
+    return model, processor
+
+
+def _trainer(
+    recipe: StageRecipe, model: VisionLanguageModel, processor: VisionLanguageProcessor, checkpoints: Path
+) -> tuple[TrainingData, StageTrainer]:
+    options = recipe.data
+    collate = Collator(
+        processor,
+        get_template(model.config.template),
+        options.max_length,
+        options.pack,
+        options.weigh_answers,
+        options.label_rule,
+        options.hide_padding_ids,
+    )
+    data = build_data(options, recipe.schedule, recipe.seed, collate)
+    common: dict[str, Any] = {
+        "recipe": recipe,
+        "model": model,
+        "train_dataset": data,
+        "args": _arguments(recipe, checkpoints, steps=math.ceil(len(data) / recipe.schedule.step_examples)),
+    }
+    if recipe.self_critical is None:
+        return data, StageTrainer(data_collator=collate, **common)
+    return data, SelfCriticalTrainer(recipe.self_critical, data.mixture.sources, collate, **common)
+
+
+def _arguments(recipe: StageRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.schedule.batch_size,
+        gradient_accumulation_steps=recipe.schedule.accumulate,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_num_workers=recipe.data.workers,
+        save_steps=recipe.save_steps,
+        save_total_limit=1,
+        logging_steps=recipe.log_steps,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        seed=recipe.seed,
+    )
 
 
 def _mean_loss(history: list[dict[str, Any]]) -> float | None:

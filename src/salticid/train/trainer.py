@@ -1,47 +1,129 @@
-"""transformers' `Trainer`, with learning rates per part, data in its given order, and the head on labelled tokens alone."""
+"""transformers' `Trainer`, with learning rates per part, data in its given order, and the head on labelled tokens alone.
+
+Its checkpoints hold what learns and nothing else: the rest is still where the stage started from.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
-from salticid.train.freezing import parameter_groups
+from salticid.checkpoints.weights import read_file
+from salticid.errors import CheckpointError, ConfigurationError
+from salticid.train.freezing import learning_parameters, parameter_groups, resting_modules
 from salticid.train.recipe import StageRecipe
+from salticid.train.schedule import multiplier
+
+LEARNED_FILE = "learned.safetensors"
 
 
-class StageTrainer(Trainer):
-    """Trains one stage. The mixture is already shuffled and resumable by index, so it is read in order."""
+class ResumableTrainer(Trainer):
+    """Data are already shuffled and resumable by index, so they are read in order; counts and time outlast an interruption."""
 
-    def __init__(self, recipe: StageRecipe, **kwargs: Any):
+    recipe: Any
+
+    def __init__(self, recipe: Any, **kwargs: Any):
         super().__init__(**kwargs)
         self.recipe = recipe
         self._started = time.monotonic()
-        self._before: float | None = None
+        self._earlier: dict[str, float] = {}
 
     @property
     def seconds(self) -> float:
         """Time taken so far, that before interruptions included: up to the last log entry that a checkpoint kept."""
-        if self._before is None:
-            self._before = max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
-        return self._before + time.monotonic() - self._started
+        return self._before("seconds") + time.monotonic() - self._started
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """What could not be used of the data so far, that before interruptions included."""
+        data: Any = self.train_dataset
+        return {name: int(self._before(name)) + count for name, count in data.tally.counts.items()}
+
+    def _before(self, name: str) -> float:
+        if name not in self._earlier:
+            self._earlier[name] = max((entry.get(name, 0.0) for entry in self.state.log_history), default=0.0)
+        return self._earlier[name]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log({**logs, "seconds": round(self.seconds, 1)}, start_time)
+        unused = {name: float(count) for name, count in self.tally.items() if count}
+        super().log({**logs, **unused, "seconds": round(self.seconds, 1)}, start_time)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model: Any = self.model
-            groups = parameter_groups(model, self.recipe.train)
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-        return self.optimizer
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            factors = [multiplier(self.recipe.schedule, num_training_steps, group["lr"]) for group in chosen.param_groups]
+            self.lr_scheduler = LambdaLR(chosen, factors)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         data: Any = self.train_dataset
         return SequentialSampler(data)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(model, {**inputs, "logits_for_labels_only": True, "use_cache": False}, *args, **kwargs)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model: Any = self.model
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        learned = {name: parameter.detach().contiguous() for name, parameter in learning_parameters(model).items()}
+        save_file(learned, folder / LEARNED_FILE, metadata={"format": "pt"})
+
+    @torch.no_grad()
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        learned = read_file(Path(resume_from_checkpoint) / LEARNED_FILE)
+        whole: Any = self.model if model is None else model
+        own = learning_parameters(whole)
+        if strange := sorted(learned.keys() ^ own.keys()):
+            raise CheckpointError(f"{resume_from_checkpoint} is of another stage ({len(strange)} weights, {strange[0]}); use --restart")
+        for name, parameter in own.items():
+            parameter.copy_(learned[name])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """An older checkpoint goes only when the new one is whole; a full disk costs the steps since, not the run."""
+        target = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(target, ignore_errors=True)
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"cannot write {target}: {reason}; free some space and start again, from the one before") from error
+
+
+class StageTrainer(ResumableTrainer):
+    """Trains one stage of a whole model."""
+
+    recipe: StageRecipe
+
+    def __init__(self, recipe: StageRecipe, **kwargs: Any):
+        super().__init__(recipe, **kwargs)
+        model: Any = self.model
+        self._resting = [*resting_modules(model.vision_tower), *resting_modules(model.connector)]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model: Any = self.model
+            groups = parameter_groups(model, self.recipe.train)
+            self.optimizer = torch.optim.AdamW(groups, betas=self.recipe.betas, fused=True)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        for module in self._resting:  # no dropout in an eye that does not learn, as upstream trains a frozen Q-Former
+            module.eval()
+        if num_items_in_batch is not None:  # a step of which a label rule learns nothing must not divide by zero
+            num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        inputs = {**inputs, "logits_for_labels_only": True, "use_cache": False}
+        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
+        loss = result[0] if return_outputs else result
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ConfigurationError("a batch of text alone passes nothing that learns; leave such rows out, or train the language model")
+        return result

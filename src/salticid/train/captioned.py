@@ -1,0 +1,120 @@
+"""Captioned photos for Q-Former pretraining: each with one of its captions, drawn anew in every epoch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from salticid.data.augment import Augmentation
+from salticid.data.caption_text import clean_caption, tokenize_captions
+from salticid.data.conversation import Example, Turn
+from salticid.data.mixture import shuffled
+from salticid.data.records import CaptionedPhoto
+from salticid.errors import DataError, ImageError
+from salticid.models.photos import read_photo
+from salticid.train.data import build_sources
+from salticid.train.qformer_recipe import CaptionDataRecipe
+from salticid.train.recipe import DataRecipe
+from salticid.train.tally import Tally
+
+UNREADABLE = 50  # photos in a row that give way to the next
+
+
+def captioned_photos(recipe: CaptionDataRecipe) -> list[CaptionedPhoto]:
+    """Every photo of the data sets that has captions, once, in their order.
+
+    Raises:
+        DataError: fewer than two photos have captions, or photos are no files. ConfigurationError: see the data sets.
+    """
+    captions: dict[Path, list[str]] = {}
+    for source in build_sources(DataRecipe(folder=recipe.folder, sources=recipe.sources)):
+        for index in range(len(source)):
+            example = source.example(index, 0)
+            if written := [caption for caption in _captions(example, recipe.captions) if clean_caption(caption)]:
+                captions.setdefault(_path(example), []).extend(written)
+    if len(captions) < 2:
+        raise DataError(
+            f"{len(captions)} photos have captions (data.captions: {recipe.captions}), and a photo is told from others: give more data, "
+            'or set data.captions to "answers" where every answer is a caption'
+        )
+    return [CaptionedPhoto(path, tuple(dict.fromkeys(written))) for path, written in captions.items()]
+
+
+def _captions(example: Example, kind: str) -> Sequence[str]:
+    if kind == "references":
+        return example.references
+    return [turn.answer for turns in example.conversations for turn in turns]
+
+
+def _path(example: Example) -> Path:
+    if len(example.images) != 1 or not isinstance(example.images[0], str | Path):
+        raise DataError("Q-Former pretraining reads one photo file per example; unpack archives of photos first")
+    return Path(example.images[0])
+
+
+class CaptionPairs(Dataset[dict[str, Any]]):
+    """`length` pairs; item `i` depends on the seed and `i` alone. An epoch shows each photo once, in an order of its own.
+
+    Args:
+        features: (P, N, D), what the tower sees of each photo, in place of the photos.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[CaptionedPhoto],
+        length: int,
+        seed: int,
+        augmentation: Augmentation,
+        tally: Tally,
+        features: np.ndarray | None = None,
+    ):
+        self.photos, self.length, self.seed, self.augmentation = photos, length, seed, augmentation
+        self.features, self.tally = features, tally
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """`photo` (its number), `caption`, and `image` or `features` (N, D)."""
+        problem: Exception | None = None
+        for successor in range(item, item + UNREADABLE):
+            epoch, place = divmod(successor, len(self.photos))
+            number = shuffled(place, len(self.photos), random.Random(f"{self.seed}/order/{epoch}").getrandbits(48))
+            chance = random.Random(f"{self.seed}/caption/{item}")
+            caption = chance.choice(self.photos[number].captions)
+            if self.features is not None:
+                return {"photo": number, "caption": caption, "features": torch.from_numpy(np.array(self.features[number]))}
+            try:
+                image = read_photo(self.photos[number].path)
+            except ImageError as error:
+                problem = error
+                self.tally.pass_over(error)
+                continue
+            return {"photo": number, "caption": caption, "image": self.augmentation(image, _said(caption), chance)}
+        raise DataError(f"{UNREADABLE} photos in a row are unreadable; the last: {problem}")
+
+
+def _said(caption: str) -> Example:
+    """For the augmentation, which leaves a photo unmirrored whose words name a side."""
+    return Example((), ((Turn("", caption),),))
+
+
+class CaptionCollator:
+    """Pairs to what `QFormerPretrainingModel` takes."""
+
+    def __init__(self, tokenizer: Any, image_processor: Any, max_tokens: int):
+        self.tokenizer, self.image_processor, self.max_tokens = tokenizer, image_processor, max_tokens
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids_BT, mask_BT = tokenize_captions(self.tokenizer, [pair["caption"] for pair in pairs], self.max_tokens)
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "photo_ids": torch.tensor([pair["photo"] for pair in pairs])}
+        if "features" in pairs[0]:
+            return {**batch, "image_features": torch.stack([pair["features"] for pair in pairs]).float()}
+        images = [pair["image"] for pair in pairs]
+        return {**batch, "pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}

@@ -1,0 +1,189 @@
+"""Run Q-Former pretraining from its recipe: build, train, publish. A run that was cut off goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from salticid.checkpoints.qformer import start_from
+from salticid.checkpoints.vision_weights import load_vision
+from salticid.data.augment import Augmentation
+from salticid.data.caption_text import START, add_text_branch_tokens
+from salticid.engine.catalog import find_model
+from salticid.errors import CheckpointError, ConfigurationError
+from salticid.models import SalticidImageProcessor
+from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
+from salticid.train.captioned import CaptionCollator, CaptionPairs, captioned_photos
+from salticid.train.feature_cache import cached_features
+from salticid.train.freezing import learning_parameters
+from salticid.train.publish import publishing
+from salticid.train.qformer_recipe import QFormerRecipe
+from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
+from salticid.train.tally import Tally
+from salticid.train.trainer import ResumableTrainer
+
+LOSSES = ("contrastive_loss", "matching_loss", "generation_loss")
+
+
+def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool = False) -> Path:
+    """Train as the recipe says and write the Q-Former with its tower to `recipe.output`; returns that folder.
+
+    Checkpoints, `resume` and `training.json` are as in `run_stage`; negatives come from each device's own batch.
+
+    Raises:
+        ConfigurationError, CheckpointError, DataError: see the recipe, the parts and the data.
+    """
+    checkpoints = recipe.output / "checkpoints"
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    last = newest_checkpoint(checkpoints)
+    if last is not None and not accept_changes:
+        refuse_changes(checkpoints, recipe)
+    set_seed(recipe.seed)
+    model, image_processor, tokenizer = build_qformer(recipe)
+    data = _data(recipe, model, image_processor)
+    steps = math.ceil(len(data) / recipe.schedule.step_examples)
+    set_seed(recipe.seed)  # the same dropout, whether features had to be computed or not
+    trainer = QFormerTrainer(
+        recipe=recipe,
+        model=model,
+        train_dataset=data,
+        data_collator=CaptionCollator(tokenizer, image_processor, recipe.data.max_tokens),
+        args=_arguments(recipe, checkpoints, steps),
+    )
+    keep_recipe(checkpoints, recipe)
+    result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    report = {
+        "recipe": recipe.model_dump(mode="json"),
+        "losses": next(
+            ({name: entry[name] for name in LOSSES} for entry in reversed(trainer.state.log_history) if LOSSES[0] in entry), None
+        ),
+        "temperature": model.temperature.item(),
+        "steps": result.global_step,
+        "examples": len(data),
+        "photos": len(data.photos),
+        "seconds": round(trainer.seconds),
+        "resumed_from": last and last.name,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    with publishing(recipe.output) as folder:
+        model.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return recipe.output
+
+
+def build_qformer(recipe: QFormerRecipe) -> tuple[QFormerPretrainingModel, SalticidImageProcessor, PreTrainedTokenizerBase]:
+    """The model before its first step, in float32: the pretrained tower, and a Q-Former that starts as the recipe says.
+
+    Raises:
+        ConfigurationError: parts do not fit each other. CheckpointError, ModelNotFoundError: weights or tokenizer are missing or foreign.
+    """
+    tokenizer = add_text_branch_tokens(_tokenizer(recipe.tokenizer))
+    start: Any = tokenizer.convert_tokens_to_ids(START)
+    try:
+        config = QFormerPretrainingConfig(
+            vision_config=recipe.vision,
+            connector_config=recipe.connector,
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            start_token_id=start,
+            projection_size=recipe.projection_size,
+            **recipe.model,
+        )
+    except TypeError as error:
+        raise ConfigurationError(f"model: {error}") from error
+    longest = config.qformer.max_position_embeddings
+    if recipe.data.max_tokens > longest:
+        raise ConfigurationError(f"data.max_tokens is {recipe.data.max_tokens} but the Q-Former has {longest} positions for text")
+    model = QFormerPretrainingModel(config)
+    load_vision(model.vision_tower.model, recipe.vision_weights)
+    if recipe.start is not None:
+        start_from(model, recipe.start)
+    return model, SalticidImageProcessor.from_preset(recipe.image, size=model.vision_tower.size), tokenizer
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    folder = find_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot read a tokenizer from {folder}: {str(error).splitlines()[0]}") from error
+
+
+def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> CaptionPairs:
+    photos, schedule, features = captioned_photos(recipe.data), recipe.schedule, None
+    if recipe.data.cache:
+        if torch.accelerator.is_available():
+            model.vision_tower.to(torch.accelerator.current_accelerator())
+        features = cached_features(recipe.output, model.vision_tower, image_processor, [photo.path for photo in photos])
+    length = (
+        round(len(photos) * schedule.epochs)
+        if schedule.steps is None and schedule.epochs
+        else (schedule.steps or 1) * schedule.step_examples
+    )
+    augmentation = Augmentation(flip=recipe.data.flip, crop=recipe.data.crop)
+    return CaptionPairs(photos, length, recipe.seed, augmentation, Tally(recipe.data.max_unreadable), features)
+
+
+def _arguments(recipe: QFormerRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.schedule.batch_size,
+        gradient_accumulation_steps=recipe.schedule.accumulate,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_num_workers=recipe.data.workers,
+        save_steps=recipe.save_steps,
+        save_total_limit=1,
+        logging_steps=recipe.log_steps,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        seed=recipe.seed,
+    )
+
+
+class QFormerTrainer(ResumableTrainer):
+    """Trains all but the tower at one learning rate, and logs the three losses apart."""
+
+    recipe: QFormerRecipe
+
+    def __init__(self, recipe: QFormerRecipe, **kwargs: Any):
+        super().__init__(recipe, **kwargs)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._batches = 0
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            recipe, model = self.recipe, self.model
+            learning = learning_parameters(model) if model is not None else {}
+            groups = [
+                {"params": chosen, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay if decayed else 0.0}
+                for decayed in (True, False)
+                if (chosen := [parameter for parameter in learning.values() if (parameter.ndim > 1) == decayed])
+            ]
+            self.optimizer = torch.optim.AdamW(groups, betas=recipe.betas, fused=True)
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        outputs = model(**inputs, label_smoothing=self.recipe.label_smoothing)
+        for name in LOSSES:
+            self._sums[name] = self._sums.get(name, 0) + outputs[name].detach()
+        self._batches += 1
+        return outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._batches:
+            logs = {**logs, **{name: round((total / self._batches).item(), 4) for name, total in self._sums.items()}}
+            self._sums, self._batches = {}, 0
+        super().log(logs, start_time)

@@ -1,0 +1,79 @@
+"""Recipe of Q-Former pretraining, told from a stage of a whole model by `kind: qformer`.
+
+salticid train recipes/tinygpt_v/nano_qformer.yaml data.folder=/photos
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from salticid.train.recipe import ScheduleRecipe, SourceRecipe, Strict
+
+
+class CaptionDataRecipe(Strict):
+    """Captioned photos. `folder` is the root of all data sets.
+
+    captions: "references", what data sets give as people's captions of a photo; or "answers", for data sets whose every answer is a
+    caption, such as coco_caption. cache: compute what the frozen tower sees of each photo once, and keep it on disk as float16, so that
+    a step costs the Q-Former alone; photos are then shown one way only.
+    """
+
+    folder: Path = Path("data")
+    sources: list[SourceRecipe] = Field(min_length=1)
+    captions: Literal["references", "answers"] = "references"
+    max_tokens: int = Field(default=32, ge=3, description="longest caption, with its [CLS] and [SEP]")
+    flip: bool = False
+    crop: float = Field(default=1.0, gt=0, le=1)
+    cache: bool = False
+    max_unreadable: int = Field(default=100, ge=0, description="photos that may be unreadable before the run stops")
+    workers: int = Field(default=0, ge=0, description="processes that read photos ahead")
+
+    @model_validator(mode="after")
+    def _shows_one_view(self) -> CaptionDataRecipe:
+        if self.cache and (self.flip or self.crop < 1):
+            raise ValueError("cached features are of one view per photo: set flip to false and crop to 1, or cache to false")
+        if any(source.weight != 1 for source in self.sources):
+            raise ValueError("every photo is shown once per epoch, whatever its data set's weight; leave the weights out")
+        return self
+
+
+class QFormerRecipe(Strict):
+    """Queries in front of a frozen tower learn from captions; see `salticid.models.qformer.pretraining`.
+
+    vision, vision_weights, image, connector, model: as in a recipe of parts, of the model that the Q-Former is meant for; so a
+    connector of kind "qformer". start: what its weights start from, see `salticid.checkpoints.qformer.start_from`; default, from chance.
+    """
+
+    kind: Literal["qformer"]
+    name: str
+    output: Path = Field(description="folder for the trained Q-Former; checkpoints and cached features lie below it")
+    vision: dict[str, Any]
+    vision_weights: Path
+    image: str
+    connector: dict[str, Any]
+    model: dict[str, Any] = Field(default={})
+    tokenizer: str = Field(description="whose tokenizer the text branch uses: an embedded model, a folder, or a Hub id")
+    projection_size: PositiveInt = 256
+    start: Path | None = None
+    data: CaptionDataRecipe
+    schedule: ScheduleRecipe
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    max_grad_norm: float = Field(default=1.0, ge=0, description="longest gradient; 0 cuts none")
+    seed: int = 0
+    save_steps: PositiveInt = 200
+    log_steps: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> QFormerRecipe:
+        if self.schedule.batch_size < 2:
+            raise ValueError("schedule.batch_size is 1, but a photo is told from the others of its batch: give 2 or more")
+        if self.schedule.min_lr > self.learning_rate:
+            raise ValueError(f"schedule.min_lr {self.schedule.min_lr} is above learning_rate {self.learning_rate}; lower it")
+        return self

@@ -1,0 +1,149 @@
+"""Self-critical training: captions that the model itself draws, pushed up or down by how they score against people's.
+
+Each photo's captions compete with each other: the advantage of one is its CIDEr-D less the mean of the others (Rennie et al., arXiv
+1612.00563; the mean of the others as baseline: Luo, arXiv 2003.09971). Minus log-probability times advantage is the cross-entropy of
+the drawn words with the advantage as their weight, so drawn captions stand in the batch as further conversations about their photo,
+beside the supervised ones, and one forward pass serves both.
+
+B rows of the batch, T tokens, A answers of a row, S samples of a photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from salticid.data.collate import Collator, answer_index
+from salticid.data.conversation import Example, Source, Turn
+from salticid.data.questions.captions import DESCRIBE
+from salticid.errors import ConfigurationError
+from salticid.scorers.captions import CiderD
+from salticid.train.recipe import SelfCriticalRecipe
+from salticid.train.trainer import StageTrainer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Captions drawn for one photo, and how much better each is than the mean of the others."""
+
+    captions: tuple[str, ...]
+    rewards: tuple[float, ...]
+
+    @property
+    def advantages(self) -> tuple[float, ...]:
+        others, total = len(self.rewards) - 1, sum(self.rewards)
+        return tuple(reward - (total - reward) / others for reward in self.rewards)
+
+
+class SelfCriticalTrainer(StageTrainer):
+    """Trains on a mixture's supervised conversations and, where photos have references, on captions that the model draws.
+
+    Args:
+        objective: how many captions, and how they are drawn.
+        sources: the mixture's; document frequencies are counted over the references of all their photos.
+        collate: makes model inputs of examples, of any length.
+
+    Raises:
+        ConfigurationError: no photo of the sources has references.
+    """
+
+    def __init__(self, objective: SelfCriticalRecipe, sources: Iterable[Source], collate: Collator, **kwargs: Any):
+        super().__init__(data_collator=pass_examples, **kwargs)
+        self.drawing: SelfCriticalRecipe = objective
+        self.collate = copy(collate)
+        self.collate.max_length = None  # drawn captions are found again by their place in the row: none may be left out
+        self.reward = CiderD(_references(sources), mark_end=True)
+        self._rewards: list[float] = []
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        examples: list[Example] = inputs["examples"]
+        scored = self._draw(model, [example for example in examples if example.references])
+        self._rewards += [reward for drawn in scored for reward in drawn.rewards]
+        remaining = iter(scored)
+        drawn = [next(remaining) if example.references else None for example in examples]
+        batch = self._prepare_inputs(with_drawn_captions(examples, drawn, self.collate, self.drawing.weight))
+        return super().compute_loss(model, batch, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._rewards:
+            logs = {**logs, "reward": sum(self._rewards) / len(self._rewards)}
+            self._rewards = []
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _draw(self, model: Any, examples: Sequence[Example]) -> list[Scored]:
+        if not examples:
+            return []
+        prompt = self.collate.template.prompt([Turn(DESCRIBE, "")], images=1)
+        inputs = self.collate.processor(images=[example.images[0] for example in examples], text=[prompt] * len(examples)).to(model.device)
+        learning = model.training
+        model.eval()
+        # Compiled code is specialised for training; a cache of another length at every token would compile it again and again.
+        with self.autocast_smart_context_manager(), torch.compiler.set_stance("force_eager"):
+            features = model.get_image_features(inputs.pop("pixel_values"))
+            ids = model.generate(
+                **inputs,
+                image_features=features,
+                do_sample=True,
+                temperature=self.drawing.temperature,
+                top_k=0,
+                num_return_sequences=self.drawing.samples,
+                max_new_tokens=self.drawing.max_new_tokens,
+            )
+        model.train(learning)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        texts = [text.strip() for text in self.collate.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        size = self.drawing.samples
+        return [self._score(example, texts[row * size : (row + 1) * size]) for row, example in enumerate(examples)]
+
+    def _score(self, example: Example, captions: Sequence[str]) -> Scored:
+        # A turn without an answer is an open question to the template; a caption of one full stop scores as nothing too.
+        written = tuple(caption or "." for caption in captions)
+        return Scored(written, tuple(self.reward.score(caption, example.references) for caption in written))
+
+
+def pass_examples(examples: Sequence[Example]) -> dict[str, Any]:
+    """What a batch holds depends on the model's own words, so it is made when the model is at hand."""
+    return {"examples": list(examples)}
+
+
+def with_drawn_captions(
+    examples: Sequence[Example], scored: Sequence[Scored | None], collate: Collator, weight: float
+) -> dict[str, torch.Tensor]:
+    """Model inputs with drawn captions as the first conversations of their row, each token weighed by `weight` x its advantage.
+
+    Args:
+        scored: for each example its drawn captions, or `None` for one that is only supervised.
+        collate: packs, and leaves no conversation out, so that answers of a row stand in the order of its conversations.
+    """
+    widened = [
+        example if drawn is None else replace(example, conversations=(*_conversations(drawn), *example.conversations))
+        for example, drawn in zip(examples, scored, strict=True)
+    ]
+    batch = collate(widened)
+    labels_BT = batch["labels"]
+    if labels_BT.shape[0] != len(examples):
+        raise ConfigurationError(
+            f"{len(examples)} photos gave {labels_BT.shape[0]} rows; self-critical training needs packed conversations: set data.pack"
+        )
+    weights_BT = batch.get("label_weights", torch.ones(labels_BT.shape))
+    answers_BT = answer_index(labels_BT)
+    for row, drawn in enumerate(scored):
+        for number, advantage in enumerate(drawn.advantages if drawn else (), start=1):
+            weights_BT[row, answers_BT[row] == number] = weight * advantage
+    return {**batch, "label_weights": weights_BT}
+
+
+def _conversations(drawn: Scored) -> list[tuple[Turn, ...]]:
+    return [(Turn(DESCRIBE, caption),) for caption in drawn.captions]
+
+
+def _references(sources: Iterable[Source]) -> list[tuple[str, ...]]:
+    found = [references for source in sources for index in range(len(source)) if (references := source.example(index, 0).references)]
+    if not found:
+        raise ConfigurationError("no photo of the recipe's data has captions to score against; self-critical training needs some")
+    return found
