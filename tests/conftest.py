@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,38 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     VisionLanguageProcessor(image_processor, tokenizer, image_tokens=config.image_tokens).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks_folder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with the template of TinyGPT-V's stage 4, whose tasks have identifiers; do not write to it."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("models") / "tasks"
+    shutil.copytree(tiny_model_folder, folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"template": "tinygpt_v_tasks"}))
+    return folder
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
+    """`asked = say(answer)`: from now on every model answers so; `asked` collects the prompts."""
+
+    def script(answer: str) -> list[Any]:
+        from salticid.engine import vision_language
+
+        asked: list[Any] = []
+        tokenizer = _tiny_tokenizer()
+
+        def scripted(_: Any, inputs: Any, *__: Any) -> Iterator[int]:
+            asked.append(tokenizer.decode(inputs["input_ids"][0]))
+            yield from tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+        monkeypatch.setattr(vision_language, "generate_tokens", scripted)
+        return asked
+
+    return script
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ LEVELS = {
     "errors": 0,
     "models": 1,
     "data": 1,
+    "scorers": 1,
     "checkpoints": 2,
     "quant": 3,
     "engine": 4,

@@ -10,8 +10,8 @@ import pytest
 import salticid
 from salticid.cli.main import app
 
-VERBS = ("ask", "caption", "chat", "models", "env", "train", "assemble", "quantize", "upcycle", "eval")
-GROUPS = ("convert",)
+VERBS = ("ask", "caption", "chat", "locate", "models", "env", "train", "assemble", "quantize", "upcycle", "eval", "retrieval")
+GROUPS = ("convert", "bench", "data")
 
 # Runs a command in a fresh interpreter and then says which heavy packages it has imported.
 PROBE = """

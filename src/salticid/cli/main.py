@@ -12,7 +12,23 @@ from typing import Annotated
 import typer
 
 import salticid
-from salticid.cli import ask, assemble, caption, chat, convert, env, evaluate, models, quantize, train, upcycle
+from salticid.cli import (
+    ask,
+    assemble,
+    bench,
+    caption,
+    chat,
+    convert,
+    data,
+    env,
+    evaluate,
+    locate,
+    models,
+    quantize,
+    retrieval,
+    train,
+    upcycle,
+)
 from salticid.errors import SalticidError
 
 INTERRUPTED = 130
@@ -22,14 +38,18 @@ app = typer.Typer(pretty_exceptions_enable=False)
 app.command(epilog=ask.EXAMPLE)(ask.ask)
 app.command(epilog=caption.EXAMPLE)(caption.caption)
 app.command(epilog=chat.EXAMPLE)(chat.chat)
+app.command(epilog=locate.EXAMPLE)(locate.locate)
 app.command(epilog=models.EXAMPLE)(models.models)
 app.command(epilog=env.EXAMPLE)(env.env)
 app.command(epilog=train.EXAMPLE)(train.train)
 app.command(epilog=assemble.EXAMPLE)(assemble.assemble)
 app.add_typer(convert.app, name="convert")
+app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 app.command(epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command(epilog=upcycle.EXAMPLE)(upcycle.upcycle)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(epilog=retrieval.EXAMPLE)(retrieval.retrieval)
 
 
 @dataclass
