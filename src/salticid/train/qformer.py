@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from salticid.checkpoints.qformer import start_from
 from salticid.checkpoints.vision_weights import load_vision
@@ -26,7 +26,7 @@ from salticid.train.publish import publishing
 from salticid.train.qformer_recipe import QFormerRecipe
 from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
 from salticid.train.tally import Tally
-from salticid.train.trainer import ResumableTrainer
+from salticid.train.trainer import ResumableTrainer, training_arguments
 
 LOSSES = ("contrastive_loss", "matching_loss", "generation_loss")
 
@@ -55,7 +55,7 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
         model=model,
         train_dataset=data,
         data_collator=CaptionCollator(tokenizer, image_processor, recipe.data.max_tokens),
-        args=_arguments(recipe, checkpoints, steps),
+        args=training_arguments(recipe, checkpoints, steps),
     )
     keep_recipe(checkpoints, recipe)
     result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -132,25 +132,6 @@ def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor
     )
     augmentation = Augmentation(flip=recipe.data.flip, crop=recipe.data.crop)
     return CaptionPairs(photos, length, recipe.seed, augmentation, Tally(recipe.data.max_unreadable), features)
-
-
-def _arguments(recipe: QFormerRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=recipe.schedule.batch_size,
-        gradient_accumulation_steps=recipe.schedule.accumulate,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.precision == "bf16",
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_num_workers=recipe.data.workers,
-        save_steps=recipe.save_steps,
-        save_total_limit=1,
-        logging_steps=recipe.log_steps,
-        report_to=["tensorboard"],
-        remove_unused_columns=False,
-        seed=recipe.seed,
-    )
 
 
 class QFormerTrainer(ResumableTrainer):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from salticid.checkpoints.load import load_model, load_processor
 from salticid.checkpoints.lora import save_model
@@ -24,7 +24,7 @@ from salticid.train.publish import publishing
 from salticid.train.recipe import StageRecipe
 from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
 from salticid.train.self_critical import SelfCriticalTrainer
-from salticid.train.trainer import StageTrainer
+from salticid.train.trainer import StageTrainer, training_arguments
 
 
 def run_stage(recipe: StageRecipe, resume: bool = True, accept_changes: bool = False) -> Path:
@@ -111,31 +111,11 @@ def _trainer(
         "recipe": recipe,
         "model": model,
         "train_dataset": data,
-        "args": _arguments(recipe, checkpoints, steps=math.ceil(len(data) / recipe.schedule.step_examples)),
+        "args": training_arguments(recipe, checkpoints, steps=math.ceil(len(data) / recipe.schedule.step_examples)),
     }
     if recipe.self_critical is None:
         return data, StageTrainer(data_collator=collate, **common)
     return data, SelfCriticalTrainer(recipe.self_critical, data.mixture.sources, collate, **common)
-
-
-def _arguments(recipe: StageRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=recipe.schedule.batch_size,
-        gradient_accumulation_steps=recipe.schedule.accumulate,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_num_workers=recipe.data.workers,
-        save_steps=recipe.save_steps,
-        save_total_limit=1,
-        logging_steps=recipe.log_steps,
-        report_to=["tensorboard"],
-        remove_unused_columns=False,
-        seed=recipe.seed,
-    )
 
 
 def _mean_loss(history: list[dict[str, Any]]) -> float | None:

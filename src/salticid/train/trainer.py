@@ -15,15 +15,37 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from salticid.checkpoints.weights import read_file
 from salticid.errors import CheckpointError, ConfigurationError
 from salticid.train.freezing import learning_parameters, parameter_groups, resting_modules
+from salticid.train.qformer_recipe import QFormerRecipe
 from salticid.train.recipe import StageRecipe
 from salticid.train.schedule import multiplier
 
 LEARNED_FILE = "learned.safetensors"
+
+
+def training_arguments(recipe: StageRecipe | QFormerRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
+    """What transformers' `Trainer` is told of a recipe; optimizer and schedule are the trainers' own. Checkpoints go to `checkpoints`."""
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.schedule.batch_size,
+        gradient_accumulation_steps=recipe.schedule.accumulate,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_num_workers=recipe.data.workers,
+        save_steps=recipe.save_steps,
+        save_total_limit=1,
+        logging_steps=recipe.log_steps,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        seed=recipe.seed,
+    )
 
 
 class ResumableTrainer(Trainer):
