@@ -240,3 +240,16 @@ def test_a_language_model_without_some_of_its_weights(lite_file: Path, llama: Pa
     save_file(weights, language / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 weights of the language model, model.layers.1.mlp.up_proj.weight"):
         assemble(parts(lite_file, language))
+
+
+def test_norms_can_start_fitted(lite_file: Path, llama: Path) -> None:
+    norms = {"query": True, "key": True, "attention_output": True}
+    identities, _ = assemble(parts(lite_file, llama, model={"template": "nano", "norms": norms}))
+    fitted, _ = assemble(parts(lite_file, llama, model={"template": "nano", "norms": norms}, fit_norms=True))
+    moved = {name for name, weight in fitted.state_dict().items() if not torch.equal(weight, identities.state_dict()[name])}
+    assert {name.split(".")[-2] for name in moved} == {"q_layernorm", "k_layernorm", "output_layernorm"}
+
+
+def test_fitting_norms_that_are_not_there_is_refused(lite_file: Path, llama: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"fit_norms needs norms to fit; name them in model\.norms"):
+        assemble(parts(lite_file, llama, fit_norms=True))

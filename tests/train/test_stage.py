@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from salticid.checkpoints.load import load_config, load_model, load_processor
 from salticid.errors import ModelNotFoundError
+from salticid.quant import quantize_model
 from salticid.train.data import TrainingData
 from salticid.train.recipe import StageRecipe
 from salticid.train.stage import run_stage
@@ -82,6 +83,21 @@ def test_the_result_is_a_whole_model_folder(stage_recipe: Build, tiny_model_fold
     assert StageRecipe.model_validate(told["recipe"]) == recipe
     assert told["loss"] > 0
     assert not (recipe.output / "unfinished").exists()
+
+
+def test_training_goes_on_from_small_weights(stage_recipe: Build, tiny_model_folder: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_model_folder)
+    quantize_model(model, 8)
+    model.save_pretrained(tmp_path / "small")
+    load_processor(tiny_model_folder).save_pretrained(tmp_path / "small")
+    recipe = stage_recipe(model=tmp_path / "small", train={"language_model": {"learning_rate": 1e-3}}, schedule__steps=1)
+    run_stage(recipe)
+    rounded, full = load_model(recipe.output), load_model(tiny_model_folder)
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.float32}
+    name = "connector.layers.0.weight"  # frozen: the rounded weights themselves
+    before, after = full.state_dict()[name], rounded.state_dict()[name]
+    assert not torch.equal(before, after)
+    assert_close(after, before, atol=float(before.abs().max()) / 127, rtol=0)
 
 
 def test_training_learns(stage_recipe: Build) -> None:

@@ -23,6 +23,7 @@ from salticid.checkpoints.vision_weights import load_vision
 from salticid.checkpoints.vocabulary import shrink_bpe
 from salticid.errors import CheckpointError, ConfigurationError
 from salticid.models import VisionLanguageConfig, VisionLanguageModel, VisionLanguageProcessor
+from salticid.models.fit_norms import fit_norms
 from salticid.models.image_processing import SalticidImageProcessor
 from salticid.models.norms import NormsConfig
 from salticid.models.processing import IMAGE_MARK
@@ -36,7 +37,8 @@ class Parts:
     fields of `VisionLanguageConfig`. image: preset of `image_transform`. vision_weights: see `load_vision`. connector_weights: folder
     of a Q-Former that was pretrained on this very tower; `None` leaves it new. language: a `.gguf` file or a transformers folder.
     language_layers: decoder layers to keep, in order; `None` keeps all. first_merges: shrink the vocabulary to these merges and what
-    `vocabulary_texts` need; `None` keeps it.
+    `vocabulary_texts` need; `None` keeps it. fit_norms: extra normalisations start as near as can be to what the layers gave without them;
+    otherwise as identities.
     """
 
     vision: dict[str, Any]
@@ -50,6 +52,7 @@ class Parts:
     vocabulary_texts: Iterable[str] = ()
     seed: int = 0
     connector_weights: Path | None = None
+    fit_norms: bool = False
 
 
 def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
@@ -77,6 +80,10 @@ def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor
     torch.manual_seed(parts.seed)
     model = VisionLanguageModel(config)
     _fill_language(model, language)
+    if parts.fit_norms:
+        if config.norms is None:
+            raise ConfigurationError("fit_norms needs norms to fit; name them in model.norms, or leave fit_norms out")
+        fit_norms(model.language_model, language, parts.seed)
     load_vision(model.vision_tower.model, parts.vision_weights)
     if parts.connector_weights is not None:
         fill_connector(model, parts.connector_weights)
@@ -88,7 +95,7 @@ def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor
 
 
 def _fill_language(model: VisionLanguageModel, language: PreTrainedModel) -> None:
-    """The pretrained weights; extra normalisations, which no language model brings along, stay identities."""
+    """The pretrained weights; extra normalisations, which no language model brings along, are identities."""
     report = model.language_model.load_state_dict(language.state_dict(), strict=False)
     norms = NormsConfig.from_dict(model.config.norms or {})
     unread = [name for name in report.unexpected_keys if norms.input or ".input_layernorm." not in name]

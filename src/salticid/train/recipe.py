@@ -173,7 +173,7 @@ class StageRecipe(Strict):
     """One training stage. Parts that `train` does not name stay frozen."""
 
     name: str
-    model: Path = Field(description="folder of the model that this stage starts from")
+    model: Path = Field(description="folder, embedded name or Hub id of the model that this stage starts from; small weights are unpacked")
     output: Path = Field(description="folder for the trained model; checkpoints lie below it")
     template: str | None = Field(default=None, description="how conversations are written from this stage on; default, as before")
     photos: PhotosRecipe | None = None
@@ -217,6 +217,7 @@ class PartsRecipe(Strict):
     connector: dict[str, Any] = {}
     model: dict[str, Any] = {}
     connector_weights: Path | None = None
+    fit_norms: bool = False
     language_layers: list[int] | None = None
     first_merges: PositiveInt | None = None
     vocabulary_data: DataRecipe | None = Field(default=None, description="data sets whose words keep their tokens")

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+import salticid.quant  # noqa: F401  lets transformers read folders with small weights
 from salticid.checkpoints.load import load_model, load_processor
 from salticid.checkpoints.lora import save_model
 from salticid.data.collate import Collator
 from salticid.data.templates import get_template
+from salticid.engine.catalog import find_model
 from salticid.errors import ConfigurationError, DataError
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
 from salticid.train.adapt import adapt, settle_lora
@@ -79,7 +81,10 @@ def _check_machine(recipe: StageRecipe) -> None:
 
 def _prepare(recipe: StageRecipe) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
     """The model of the stage before, changed and frozen as the recipe says. What learns is float32, whatever the arithmetic."""
-    model, processor = load_model(recipe.model, dtype=torch.float32), load_processor(recipe.model)
+    folder = find_model(recipe.model)
+    model, processor = load_model(folder, dtype=torch.float32), load_processor(folder)
+    if getattr(model, "is_quantized", False):  # integers cannot learn; the rounded weights can
+        model.dequantize(torch.float32)
     adapt(model, processor, recipe)
     freeze_except(model, recipe.train)
     if recipe.frozen_precision != "fp32":
