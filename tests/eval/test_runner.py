@@ -54,6 +54,10 @@ def test_perfect_answers_score_one(data_folder: Path) -> None:
     unknown = BENCHMARKS["unknown"](data_folder)
     answers = ["I don't know."] * unknown.unanswerable + ["a lamp"] * (len(unknown.items) - unknown.unanswerable)
     assert unknown.score(answers) == {"admits": 1.0, "refuses_wrongly": 0.0}
+    refer = BENCHMARKS["refer"](data_folder)
+    truth = ["<p>it</p> {" + "".join(f"<{edge}>" for edge in box) + "} and more" for box in refer.boxes]
+    assert refer.score(truth) == pytest.approx({"accuracy_at_0.5": 1.0, "mean_iou": 1.0, "with_a_box": 1.0})
+    assert refer.score(["there"] * len(truth)) == {"accuracy_at_0.5": 0.0, "mean_iou": 0.0, "with_a_box": 0.0}
     captions = BENCHMARKS["captions"](data_folder)
     exact = captions.score([photo.captions[0] for photo in captions.photos])
     assert exact["bleu4"] == pytest.approx(1.0)
@@ -80,6 +84,15 @@ def test_evaluate_reports_all_three_and_keeps_the_answers(parts, data_folder: Pa
     assert len(rows) == result.items
     assert set(rows[0]) == {"photo", "question", "answer"}
     assert f"| yes_no_random | accuracy | {result.model['accuracy']:.3f} |" in as_table(results)
+
+
+def test_only_models_with_tasks_are_asked_in_their_words(parts, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = parts
+    kinds = {name: BENCHMARKS[name] for name in ("yes_no_random", "refer")}
+    monkeypatch.setattr("salticid.eval.runner.BENCHMARKS", kinds)
+    assert [result.benchmark for result in evaluate(model, processor, data_folder, blind=False)] == ["yes_no_random"]
+    monkeypatch.setattr(model.config, "template", "tinygpt_v_tasks")
+    assert [result.benchmark for result in evaluate(model, processor, data_folder, blind=False)] == ["yes_no_random", "refer"]
 
 
 def test_an_unknown_benchmark_is_named(parts, data_folder: Path) -> None:

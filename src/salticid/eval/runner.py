@@ -15,7 +15,7 @@ from PIL import Image
 from salticid.data.conversation import Turn
 from salticid.data.templates import get_template
 from salticid.errors import ConfigurationError
-from salticid.eval.benchmarks import BENCHMARKS
+from salticid.eval.benchmarks import BENCHMARKS, TASKS
 from salticid.eval.benchmarks.base import Item
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
 
@@ -72,13 +72,15 @@ def evaluate(
     """Run benchmarks on the data below `folder`.
 
     Args:
-        names: of `BENCHMARKS`; default all. blind: also show the model grey photos, which costs as much again.
+        names: of `BENCHMARKS`; default all that the model's template has words for.
+        blind: also show the model grey photos, which costs as much again.
         save_answers: folder for one JSON-lines file per benchmark (photo, question, answer).
 
     Raises:
         ConfigurationError: an unknown benchmark. DataError: its data is not below `folder`.
     """
-    chosen = list(names or BENCHMARKS)
+    tasks = get_template(model.config.template).tasks
+    chosen = list(names or (name for name in BENCHMARKS if tasks or name not in TASKS))
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         raise ConfigurationError(f"unknown benchmark {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}")
     results = []

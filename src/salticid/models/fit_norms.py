@@ -73,7 +73,8 @@ def fit_layer_norm(norm: HeadLayerNorm, rows_NK: Tensor) -> None:
 @torch.no_grad()
 def fit_rms_norm(norm: RootMeanSquareLayerNorm, rows_ND: Tensor) -> None:
     """The weight with which `norm` of these rows is nearest to the rows themselves."""
-    assert norm.weight is not None and norm.eps is not None
+    assert norm.weight is not None
+    assert norm.eps is not None
     normal_ND = F.rms_norm(rows_ND, norm.normalized_shape, eps=norm.eps)
     norm.weight.copy_((normal_ND * rows_ND).sum(0) / normal_ND.square().sum(0).clamp(min=norm.eps))
 

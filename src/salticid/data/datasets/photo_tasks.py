@@ -77,7 +77,7 @@ def vqa(photo: Any, chance: random.Random) -> list[Turn]:
 
 def refer(photo: Any, chance: random.Random) -> list[Turn]:
     """Where is the only one of its kind?"""
-    return [Turn(instruction("refer", box.category, chance), encode_box(region(box))) for box in _one(_single(photo), chance)]
+    return [Turn(instruction("refer", box.category, chance), encode_box(region(box))) for box in _one(lone_objects(photo), chance)]
 
 
 def identify(photo: Any, chance: random.Random) -> list[Turn]:
@@ -119,7 +119,8 @@ def _large(photo: Any) -> list[Box]:
     return [box for box in getattr(photo, "objects", ()) if box.area >= SMALLEST and not box.crowd]
 
 
-def _single(photo: Any) -> list[Box]:
+def lone_objects(photo: Any) -> list[Box]:
+    """Objects that are large enough to be asked for, and the only ones of their kind on the photo."""
     kinds = [box.category for box in getattr(photo, "objects", ())]
     return [box for box in _large(photo) if kinds.count(box.category) == 1]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from salticid.eval.benchmarks.base import Benchmark
 from salticid.eval.benchmarks.captions import Flickr8kCaptions
 from salticid.eval.benchmarks.daquar import DaquarAnswers
+from salticid.eval.benchmarks.refer import ReferObjects
 from salticid.eval.benchmarks.unknown import UnknownQuestions
 from salticid.eval.benchmarks.yes_no import YesNoObjects
 
@@ -18,6 +19,10 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "yes_no_popular": lambda folder: YesNoObjects(folder, "popular"),
     "yes_no_adversarial": lambda folder: YesNoObjects(folder, "adversarial"),
     "unknown": UnknownQuestions,
+    "refer": ReferObjects,
 }
 
-__all__ = ["BENCHMARKS", "Benchmark"]
+TASKS = ("refer",)
+"""Those that ask in the words of a task identifier, which only models trained with them understand."""
+
+__all__ = ["BENCHMARKS", "TASKS", "Benchmark"]

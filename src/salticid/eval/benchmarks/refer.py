@@ -1,0 +1,56 @@
+"""Where is the only object of its kind? On COCO photos held out by photo, as RefCOCO asks and scores (MiniGPT-v2's `[refer]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from salticid.data.boxes import GRID, Region, encode_box, parse_boxes
+from salticid.data.datasets.coco import CocoObjects
+from salticid.data.datasets.photo_tasks import lone_objects, region
+from salticid.data.tasks import instruction
+from salticid.eval.benchmarks.base import Item
+from salticid.scorers.boxes import box_accuracy, box_iou
+
+Corners = tuple[float, float, float, float]
+
+
+class ReferObjects:
+    """The first box of each answer against the object's, on the grid of 0 to 100: the share above an intersection over union of 0.5,
+    and its mean. For models whose template has tasks; others do not know the question."""
+
+    max_new_tokens = 40
+
+    def __init__(self, folder: Path):
+        heldout, known = (CocoObjects(Path(folder) / "coco", split).photos for split in ("heldout", "train"))
+        asked = [(photo.path, box) for photo in heldout for box in lone_objects(photo)]
+        self.items = [Item(path, instruction("refer", box.category)) for path, box in asked]
+        self.boxes = [_corners(region(box)) for _, box in asked]
+        self._kinds = [box.category for _, box in asked]
+        self._known: dict[str, list[Region]] = {}
+        for photo in known:
+            for box in lone_objects(photo):
+                self._known.setdefault(box.category, []).append(region(box))
+
+    def score(self, answers: Sequence[str]) -> dict[str, float]:
+        found = [_corners(regions[0]) if (regions := parse_boxes(answer)) else None for answer in answers]
+        overlaps = [0.0 if box is None else box_iou(box, truth) for box, truth in zip(found, self.boxes, strict=True)]
+        return {
+            "accuracy_at_0.5": box_accuracy(found, self.boxes).score,
+            "mean_iou": fmean(overlaps),
+            "with_a_box": sum(box is not None for box in found) / len(found),
+        }
+
+    def guesses(self) -> list[str]:
+        """The mean box of such objects in the training photos; of all objects, where there are none."""
+        everything = [box for boxes in self._known.values() for box in boxes]
+        return [encode_box(_mean(self._known.get(kind, everything))) for kind in self._kinds]
+
+
+def _corners(box: Region) -> Corners:
+    return box.left * GRID, box.top * GRID, box.right * GRID, box.bottom * GRID
+
+
+def _mean(boxes: Sequence[Region]) -> Region:
+    return Region(*(fmean(getattr(box, edge) for box in boxes) for edge in ("left", "top", "right", "bottom")))
