@@ -6,8 +6,8 @@ Every arm starts from the embedded model's weights and runs `recipes/nano/6_expe
 steps, the same weights learning.
 
 * dense: goes on as it is.
-* wide: both of two experts for every token, which is a dense feed-forward network of twice the width: the active parameters of the next.
 * sparse: two of four experts (MoE-LLaVA).
+* wide: both of two experts for every token, which is a dense feed-forward network of twice the width: the active parameters of sparse.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from salticid.train.stage import run_stage
 RECIPE = Path("recipes/nano/6_experts.yaml")
 ARMS: dict[str, list[str]] = {
     "dense": ["experts=null"],
-    "wide": ["experts.options.experts=2"],
     "sparse": [],
+    "wide": ["experts.options.experts=2"],
 }
 FIGURES = {"captions": "cider_d", "daquar": "exact_match", "yes_no_random": "accuracy"}
 
@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value for the recipe of every arm")
     options = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    for seed in options.seeds:
-        for arm, changes in ARMS.items():
+    for arm, changes in ARMS.items():
+        for seed in options.seeds:
             folder = options.out / f"{arm}_{seed}"
             kept = folder / "figures.json"
             if not kept.exists():

@@ -69,7 +69,13 @@ def main() -> None:
 
 def train(folder: Path, precision: str, steps: int, data: Path) -> Iterator[dict[str, Any]]:
     """Run the first steps of stage 1; yields what each step wrote down."""
-    overrides = [f"model={folder}", f"data.folder={data}", f"schedule.steps={steps}", f"schedule.warmup_steps={steps // 4}"]
+    overrides = [
+        f"model={folder}",
+        f"data.folder={data}",
+        f"schedule.steps={steps}",
+        f"schedule.warmup_steps={steps // 4}",
+        "schedule.batch_size=4",
+    ]
     recipe = read_recipe(RECIPES / "nano_stage1.yaml", StageRecipe, overrides)
     set_seed(recipe.seed)
     model, processor = load_model(folder, dtype=torch.float32), load_processor(folder)
