@@ -4,10 +4,12 @@
     python benchmarks/norms_study.py --data path/to/data
 
 The same first steps of `recipes/tinygpt_v/nano_stage1.yaml` on the same photos, once for each start of the norms and each precision:
-no norms, norms as identities (the paper's start), norms fitted to the layers they stand in. In float16 the frozen matrices are
-float16, what learns is float32, products run under autocast, and gradients are scaled as upstream scales them
-(`torch.amp.GradScaler`, from 65,536). Every step writes down its loss, the gradient's norm in each decoder layer, the largest number
-that each layer hands on, and how many gradients are not finite. The Q-Former of `nano_qformer.yaml` must be there.
+no norms, norms as identities (the paper's start), norms fitted to the layers they stand in. What learns is float32, and gradients are
+scaled as upstream scales them (`torch.amp.GradScaler`, from 65,536). Processors take half a minute for a step in real float16, so it is
+emulated: whatever goes into a linear layer of the language model, comes out of it or passes from one decoder layer to the next is
+rounded to float16, and so are its gradients; sums are float32, as on a GPU's tensor cores. Every step writes down its loss, the
+gradient's norm in each decoder layer, the largest number that each layer hands on, and how many gradients are not finite. The Q-Former
+of `nano_qformer.yaml` must be there.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from salticid.models import VisionLanguageModel
 from salticid.train.adapt import adapt
 from salticid.train.assemble import run_assemble
 from salticid.train.data import build_data
-from salticid.train.freezing import freeze_except, learning_parameters, lower_frozen, parameter_groups
+from salticid.train.freezing import freeze_except, learning_parameters, parameter_groups
 from salticid.train.recipe import PartsRecipe, StageRecipe, read_recipe
 
 RECIPES = Path("recipes/tinygpt_v")
@@ -41,7 +42,7 @@ STARTS: dict[str, list[str]] = {
     "norms as identities": ["fit_norms=false"],
     "norms fitted": [],
 }
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
+PRECISIONS = ("float32", "float16")
 LARGEST_FLOAT16 = torch.finfo(torch.float16).max
 
 
@@ -86,10 +87,9 @@ def train(folder: Path, precision: str, steps: int, data: Path) -> Iterator[dict
         assert part.only is not None
         parts = {**parts, "language_model": part.model_copy(update={"only": [name for name in part.only if name != NORMS]})}
     freeze_except(model, parts)
-    dtype = PRECISIONS[precision]
-    half = dtype == torch.float16
+    half = precision == "float16"
     if half:
-        lower_frozen(model, "fp16")
+        emulate_float16(model)
     model.train()
     model.vision_tower.eval()
     collate = Collator(processor, get_template(model.config.template), recipe.data.max_length, recipe.data.pack)
@@ -101,8 +101,7 @@ def train(folder: Path, precision: str, steps: int, data: Path) -> Iterator[dict
     for step in range(steps):
         size = recipe.schedule.batch_size
         batch = collate([examples[index] for index in range(step * size, (step + 1) * size)])
-        with torch.autocast("cpu", dtype=dtype) if half else nullcontext():
-            loss = model(**batch, logits_for_labels_only=True, use_cache=False).loss
+        loss = model(**batch, logits_for_labels_only=True, use_cache=False).loss
         scale = scaler.get_scale()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -121,6 +120,38 @@ def train(folder: Path, precision: str, steps: int, data: Path) -> Iterator[dict
         }
         print(folder.name, precision, step, f"loss {record['loss']:.3f} scale {scale:.0f} not finite {record['not_finite']}", flush=True)
         yield record
+
+
+class RoundToFloat16(torch.autograd.Function):
+    """The nearest float16, forwards and backwards; what is too large becomes infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.half().float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.half().float()
+
+
+def emulate_float16(model: VisionLanguageModel) -> None:
+    """Round the language model's weights once, and what its linear layers and decoder layers take and give in every pass."""
+    language: Any = model.language_model
+    for module in language.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: (RoundToFloat16.apply(inputs[0]), *inputs[1:]))
+            module.register_forward_hook(lambda _, inputs, output: RoundToFloat16.apply(output))
+    for layer in language.base_model.layers:
+        layer.register_forward_hook(_round_output)
+    for parameter in language.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient: gradient.half().float())
+        else:
+            parameter.data = parameter.data.half().float()
+
+
+def _round_output(layer: Any, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> Any:
+    return (RoundToFloat16.apply(output[0]), *output[1:]) if isinstance(output, tuple) else RoundToFloat16.apply(output)
 
 
 def watch_activations(model: VisionLanguageModel) -> list[float]:
