@@ -92,9 +92,20 @@ def test_experts(run: Any) -> None:
     ]
 
 
+def test_kernels(run: Any) -> None:
+    options = ("bench", "kernels", "--shape", "nano", "--precision", "int8", "--rows", 2, "--rounds", 1)
+    result = run(*options)
+    assert (result.code, result.err) == (0, "")
+    rows = [line.split(" | ") for line in result.out.splitlines() if line.startswith("| 576x576 ")]
+    assert {row[2] for row in rows} >= {"packed", "unpacked"}
+    values = json.loads(run(*options, "--json").out)
+    assert {tuple(each["shape"]) for each in values["kernels"]} >= {(576, 576), (1536, 576), (576, 1536)}
+    assert values["bandwidth"] > 0
+
+
 def test_help(run: Any) -> None:
-    for arguments in (("bench", "--help"), ("bench", "speed", "--help"), ("bench", "memory", "--help"), ("bench", "experts", "--help")):
-        result = run(*arguments)
+    for verb in (None, "speed", "memory", "experts", "kernels"):
+        result = run("bench", *filter(None, [verb]), "--help")
         assert result.code == 0
         assert "Example:  salticid bench" in result.out
 
@@ -109,5 +120,6 @@ def test_refusals(run: Any, one_clear_line: Any, tiny_model_folder: Path, monkey
     one_clear_line(run("bench", tiny_model_folder, "--against", "onnx"), 2, "unknown peer 'onnx'; known: transformers, openvino")
     one_clear_line(run("bench", "memory", "--shape", "nano", "--train", "none.yaml"), 2, "no recipe at none.yaml")
     one_clear_line(run("bench", "experts", "--shape", "phi-9"), 2, "unknown shape 'phi-9'")
+    one_clear_line(run("bench", "kernels", "--precision", "fp7"), 2, "unknown precision 'fp7'")
     monkeypatch.setattr(runners, "find_spec", lambda _: None)
     one_clear_line(run("bench", tiny_model_folder, "--against", "llama.cpp"), 6, "run: pip install llama-cpp-python gguf")

@@ -8,6 +8,7 @@ from typing import Any
 
 from salticid.bench.child import Peak
 from salticid.bench.experts import LayerTime
+from salticid.bench.kernels import KernelTime
 from salticid.bench.memory import PARTS, Footprint
 from salticid.bench.speed import Speed, Spread
 from salticid.bench.tables import gigabytes, spread, table
@@ -133,3 +134,29 @@ def _to_dense(own: Spread | None, dense: Spread | None) -> float | None:
 
 def _cells(found: Spread | None, ratio: float | None) -> tuple[str, str]:
     return ("", "") if found is None or ratio is None else (spread(found), f"{ratio:.2f}x")
+
+
+def kernel_values(times: Sequence[KernelTime], bandwidth: float) -> list[dict[str, Any]]:
+    """Seconds, and the rates that they come to; `bandwidth` in bytes per second."""
+    return [
+        asdict(time)
+        | {
+            "weights_per_s": time.weights_per_second,
+            "bandwidth_share": time.bytes_per_second / bandwidth,
+            "operations_per_s": time.operations_per_second,
+        }
+        for time in times
+    ]
+
+
+def kernel_table(times: Sequence[KernelTime], bandwidth: float) -> str:
+    rows = times[0].rows
+    columns = ("matrix", "precision", "kernel", "one row, us", "G weights/s", "of the bandwidth", f"{rows} rows, ms", "TOP/s", "used for")
+    cells = []
+    for time in times:
+        used = " and ".join(name for name, uses in (("decoding", time.decodes), ("prompts", time.prompts)) if uses)
+        rates = f"{time.weights_per_second / 1e9:.1f}", f"{time.bytes_per_second / bandwidth:.0%}"
+        prompt = f"{time.prompt.median * 1e3:.2f}", f"{time.operations_per_second / 1e12:.2f}"
+        name = "x".join(map(str, time.shape))
+        cells.append((name, time.precision, time.kernel, f"{time.decode.median * 1e6:.1f}", *rates, *prompt, used))
+    return table(columns, cells)

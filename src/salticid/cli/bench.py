@@ -15,6 +15,7 @@ from salticid.errors import InputError
 
 EXAMPLE = "Example:  salticid bench --shape phi-2 --layers 4 --precision bf16 --against transformers"
 MEMORY_EXAMPLE = "Example:  salticid bench memory --shape moe-llava-phi2"
+KERNELS_EXAMPLE = "Example:  salticid bench kernels --shape phi-2 --precision int4"
 EXPERTS_EXAMPLE = "Example:  salticid bench experts --shape phi-2 --precision bf16"
 
 
@@ -39,6 +40,9 @@ app = typer.Typer(cls=_SpeedUnlessNamed, no_args_is_help=True)
 @app.callback(epilog=EXAMPLE)
 def options() -> None:
     """Measure speed and memory; without a verb, speed."""
+    from salticid.engine.threads import spin_briefly
+
+    spin_briefly()  # as the commands that are measured here do
 
 
 @app.command("speed", epilog=EXAMPLE)
@@ -177,6 +181,40 @@ def experts(
     print(head(facts))
     for name, times in timed.items():
         print(f"\nOne layer of {name}; median (fastest-slowest), a prompt of {prompt} tokens.\n\n{experts_table(times)}")
+
+
+@app.command("kernels", epilog=KERNELS_EXAMPLE)
+def kernels(
+    shape: Annotated[list[str] | None, typer.Option(help="Whose matrices; again for more. Default: phi-2 and nano.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8 or int4; again for more. Default: all.")] = None,
+    rows: Annotated[int, typer.Option(min=2, help="Rows of the prompt.")] = 600,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds for one row; a quarter of them for the prompt.")] = 20,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Time single matrix products by every kernel, beside the speed at which this machine reads memory."""
+    from salticid.bench.bandwidth import read_bandwidth
+    from salticid.bench.kernels import shapes_of, time_kernels
+    from salticid.bench.machine import describe_machine, head
+    from salticid.bench.report import kernel_table, kernel_values
+    from salticid.bench.subject import PRECISIONS, Subject, check_precision
+
+    names = precision or PRECISIONS
+    for name in names:
+        check_precision(name)
+    shapes = {each: None for name in shape or ("phi-2", "nano") for each in shapes_of(Subject(shape=name).config())}
+    _set_threads(threads)
+    bandwidth = read_bandwidth()
+    times = []
+    for each in shapes:
+        for name in names:
+            _progress(f"{each[0]}x{each[1]}, {name}")
+            times += time_kernels(each, name, rows, rounds)
+    facts = describe_machine()
+    if as_json:
+        print(json.dumps({"machine": facts, "bandwidth": bandwidth, "kernels": kernel_values(times, bandwidth)}, indent=2))
+        return
+    print(f"{head(facts)}\n\nMemory is read at {bandwidth / 1e9:.1f} GB/s here; medians.\n\n{kernel_table(times, bandwidth)}")
 
 
 def _recipe_stage(path: Path, config: Any) -> tuple[Any, Any]:

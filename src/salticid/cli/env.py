@@ -13,16 +13,18 @@ from salticid.cli.flags import Json
 EXAMPLE = "Example:  salticid env"
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow", "typer")
-OPTIONAL_PACKAGES = ("accelerate", "peft", "pydantic", "tensorboard", "gguf")
+OPTIONAL_PACKAGES = ("accelerate", "peft", "pydantic", "tensorboard", "gguf", "openvino", "nncf")
 
 # Instructions that decide how fast matrices are multiplied, as Linux names them.
 FEATURES = "sse4_2 avx f16c fma avx2 avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16"
+# Rows of a prompt with a photo.
+PROMPT = 600
 ARM_FEATURES = "asimd asimddp i8mm bf16 sve sve2 svei8mm svebf16 sme"
 
 
 def env(as_json: Json = False) -> None:
     """Print versions, processor features, threads and devices, for a bug report."""
-    facts = _software() | _machine() | _torch()
+    facts = _software() | _machine() | _torch() | _kernels()
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -92,3 +94,20 @@ def _torch() -> dict[str, Fact]:
         "torch kernels": [name for name, present in kernels.items() if present],
         "torch devices": [*devices, "cpu"],
     }
+
+
+def _kernels() -> dict[str, Fact]:
+    """What small weights are multiplied by on this processor."""
+    import torch
+
+    from salticid.engine.load import SMALL_BITS, choose_dtype
+    from salticid.quant.kernels import choose_kernel
+    from salticid.quant.w8a8 import LEAST_SIDE
+
+    facts: dict[str, Fact] = {}
+    for precision, bits in SMALL_BITS.items():
+        dtype = choose_dtype(precision, torch.device("cpu"), small=True)
+        wide, narrow = (choose_kernel(bits, dtype, PROMPT, (side, side)) for side in (LEAST_SIDE, LEAST_SIDE - 1))
+        facts[f"{precision} decode"] = f"{choose_kernel(bits, dtype, 1, (1, 1))}, {str(dtype).removeprefix('torch.')}"
+        facts[f"{precision} prompt"] = wide if wide == narrow else f"{wide}; {narrow} where a side of the weight is below {LEAST_SIDE}"
+    return facts

@@ -8,6 +8,7 @@ import torch
 
 import salticid.quant  # noqa: F401  lets transformers read folders with small weights
 from salticid.checkpoints.load import load_config, load_model, load_processor
+from salticid.checkpoints.lora import merge_attached_lora
 from salticid.engine.catalog import find_model
 from salticid.engine.vision_language import VisionLanguage
 from salticid.errors import InputError
@@ -21,7 +22,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 # the words come out the same on all.
 AUTO_DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16, "mps": torch.bfloat16}
 
-# The packed kernels have vector code for bfloat16 alone; without AVX-512, what is left to plain bfloat16 products is too slow.
+# The packed kernels have vector code for bfloat16 alone; without AVX-512, what is left to plain bfloat16 products is too slow. There
+# models compute in float32, and with AVX2 only what goes into a packed kernel is rounded (`quant.processor.ROUNDS_FLOAT32`).
 BFLOAT16_PROCESSORS = ("AVX512",)
 
 
@@ -49,6 +51,7 @@ def load(model: str | os.PathLike[str] = "nano", precision: str = "auto", device
         raise InputError(f"the weights in {folder} have {stored['bits']} bits; for {precision} give a folder with the original weights")
     dtype = choose_dtype(precision, place, small)
     network = load_model(folder, dtype)
+    merge_attached_lora(network)  # one product less for each, and the words are the same
     if small and precision in ("fp32", "bf16"):
         network.dequantize(dtype)
     elif not small and precision in SMALL_BITS:

@@ -5,6 +5,7 @@ E experts, S tokens, N tokens of one expert, D width, F ffn; T tiles, P rows fil
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ class Int4Experts(SmallExperts):
     """Weights uint8 (E, T, K, 32), with `*_scale_zero` (E, G, P, 2) and perhaps `*_input_scale` (E, K)."""
 
     def __init__(self, experts: Experts, group: int, scaled: bool = False):
-        self._options = (group, scaled)
+        self.group, self.scaled = group, scaled
         super().__init__(experts)
         self._in_kernel_order: dict[tuple[str, int], tuple[int, Tensor]] = {}
 
@@ -100,24 +101,21 @@ class Int4Experts(SmallExperts):
         return cls(experts, group, scaled)
 
     def _quantise(self, name: str, weight_END: Tensor) -> dict[str, Tensor]:
-        group, scaled = self._options
-        pairs = [int4.quantize_groups(weight, group) for weight in weight_END]
+        pairs = [int4.quantize_groups(weight, self.group) for weight in weight_END]
         stacked = {suffix: torch.stack(tensors) for suffix, tensors in zip(("", "_scale_zero"), zip(*pairs, strict=True), strict=True)}
-        return stacked | ({"_input_scale": torch.ones_like(weight_END[:, 0])} if scaled else {})
+        return stacked | ({"_input_scale": torch.ones_like(weight_END[:, 0])} if self.scaled else {})
 
     def _tensors(self, name: str, expert: int) -> tuple[Tensor, Tensor, int]:
         return self.get_parameter(name)[expert], self.get_parameter(f"{name}_scale_zero")[expert], self.rows[name]
 
     def _input_scale(self, name: str, expert: int) -> Tensor | None:
-        return self.get_parameter(f"{name}_input_scale")[expert] if self._options[1] else None
+        return self.get_parameter(f"{name}_input_scale")[expert] if self.scaled else None
 
     def _multiply(self, name: str, expert: int, x: Tensor) -> Tensor:
-        def reordered() -> Tensor:
-            return self._reordered(name, expert)
+        kernel_weight = partial(self.kernel_weight, name, expert)
+        return int4.multiply(x, *self._tensors(name, expert), self._bias(name, expert), self._input_scale(name, expert), kernel_weight)
 
-        return int4.multiply(x, *self._tensors(name, expert), self._bias(name, expert), self._input_scale(name, expert), reordered)
-
-    def _reordered(self, name: str, expert: int) -> Tensor:
+    def kernel_weight(self, name: str, expert: int) -> Tensor:
         """The expert's weight in this processor's own order, made once, for experts that were chosen alone."""
         weight = self.get_parameter(name)[expert]
         made = self._in_kernel_order.get((name, expert))

@@ -13,6 +13,7 @@ Shape legend: M rows of activations, N output channels, P the same filled up, T 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -21,20 +22,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salticid.errors import ConfigurationError
-from salticid.quant.int8 import plain_embedding
+from salticid.quant import w8a8
+from salticid.quant.int8 import UNPACKED_WEIGHTS, plain_embedding
+from salticid.quant.processor import HAS_PACKED_BFLOAT16, largest_int8_weight
 
 GROUPS = (32, 64, 128)
 TILE = 64
 LEVELS = 16
 MIDDLE = 8
 
-# Rows up to which the packed kernel is used on a CPU. It has vector code for bfloat16 alone and reads all weights again for every
-# four rows; unpacking costs the same for any number of rows.
-PACKED_ROWS: dict[torch.dtype, int] = {torch.bfloat16: 128, torch.float32: 2, torch.float16: 2}
-# Weights that are unpacked at a time: a bound on the memory that a product takes.
-UNPACKED_WEIGHTS = 2**21
+# Rows up to which the packed kernel is used on a CPU, by dtype: it reads all weights again for every four rows, while unpacking costs the
+# same for any number of rows. A dtype without vector code is absent.
+PACKED_ROWS: dict[torch.dtype, int] = {torch.bfloat16: 128} if HAS_PACKED_BFLOAT16 else {}
+# Of the weights that are unpacked, how many are in float32 at a time: few enough for the processor's cache.
+FLOAT_WEIGHTS = 2**20
 
-HAS_PACKED_KERNEL = hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
+HAS_PACKED_KERNEL = hasattr(torch, "_weight_int4pack_mm_for_cpu")
 
 
 def choose_grid(weight_NK: Tensor, group: int) -> Tensor:
@@ -46,7 +49,7 @@ def choose_grid(weight_NK: Tensor, group: int) -> Tensor:
     rows, width = weight_NK.shape
     grouped_NGk = weight_NK.detach().float().view(rows, width // group, group)
     low_NG, high_NG = grouped_NGk.aminmax(dim=-1)
-    if not weight_NK.is_meta and not (low_NG.isfinite().all() and high_NG.isfinite().all()):
+    if not (low_NG.isfinite().all() and high_NG.isfinite().all()):
         raise ConfigurationError("a weight holds NaN or infinity; train or convert the model again before quantising it")
     scale_NG = ((high_NG - low_NG) / (LEVELS - 1)).bfloat16().float()
     zero_NG = (low_NG + MIDDLE * scale_NG).bfloat16().float()
@@ -76,7 +79,11 @@ def unpack(weight_TKb: Tensor) -> Tensor:
 
 
 def quantize_groups(weight_NK: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Round to nearest: tiles (T, K, 32), and scales and zeros (G, P, 2) in the dtype of the weight."""
+    """Round to nearest: tiles (T, K, 32), and scales and zeros (G, P, 2) in the dtype of the weight; on "meta" only their shapes."""
+    if weight_NK.is_meta:
+        width, tiles = weight_NK.shape[1], -(-len(weight_NK) // TILE)
+        packed = weight_NK.new_empty(tiles, width, TILE // 2, dtype=torch.uint8)
+        return packed, weight_NK.new_empty(width // group, tiles * TILE, 2)
     scale_zero = choose_grid(weight_NK, group)
     return pack(round_to_grid(weight_NK, scale_zero)), scale_zero.to(weight_NK.dtype)
 
@@ -106,7 +113,7 @@ def multiply(
     input_scale_K: Tensor | None = None,
     kernel_weight: Any = None,
 ) -> Tensor:
-    """(..., K) -> (..., N) by the packed kernel where it serves, else tile by tile.
+    """(..., K) -> (..., N) by the packed kernel where it serves, else a block of tiles at a time, with 8-bit activations where these serve.
 
     Args:
         kernel_weight: called without arguments where the kernel needs the weight in its own order; None: unpack instead.
@@ -117,18 +124,56 @@ def multiply(
         weight = weight_TKb if kernel_reads_tiles() else kernel_weight()
         weight = weight.view(scale_zero_GP2.shape[1], -1)
         group = x_MK.shape[1] // scale_zero_GP2.shape[0]
-        y_MP = torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK, weight, group, scale_zero_GP2)
+        y_MP = torch._weight_int4pack_mm_for_cpu(x_MK, weight, group, scale_zero_GP2)
+    elif w8a8.serves(x_MK, rows, bits=4):
+        return multiply_w8a8(x_MK, weight_TKb, scale_zero_GP2, rows, bias_N).view(*x.shape[:-1], rows)
     else:
-        y_MP = _unpack_and_multiply(x_MK, weight_TKb, scale_zero_GP2)
+        y_MP = unpack_and_multiply(x_MK, weight_TKb, scale_zero_GP2)
     y = y_MP[:, :rows].reshape(*x.shape[:-1], rows)
     return y if bias_N is None else y + bias_N
 
 
-def _unpack_and_multiply(x_MK: Tensor, weight_TKb: Tensor, scale_zero_GP2: Tensor) -> Tensor:
-    """A few tiles at a time, so that the weights of a large layer are never whole in a wide dtype."""
-    count = max(1, UNPACKED_WEIGHTS // (TILE * weight_TKb.shape[1]))
-    tiles, scales = weight_TKb.split(count), scale_zero_GP2.split(count * TILE, dim=1)
-    return torch.cat([F.linear(x_MK, dequantize(*part, x_MK.dtype)) for part in zip(tiles, scales, strict=True)], dim=-1)
+def multiply_w8a8(x_MK: Tensor, weight_TKb: Tensor, scale_zero_GP2: Tensor, rows: int, bias_N: Tensor | None = None) -> Tensor:
+    """(M, K) -> (M, N) with activations in 8 bits; weights are rounded again, to 8 bits with one scale per row, for this product alone.
+
+    The second rounding adds little: its step is that of a row in 8 bits, an order of magnitude smaller than that of its groups in 4.
+    """
+    scale_GP, low_GP = _lines(scale_zero_GP2)
+    step_P = torch.maximum(low_GP.abs(), (low_GP + (LEVELS - 1) * scale_GP).abs()).amax(dim=0).div_(largest_int8_weight())
+    step_P.clamp_(min=torch.finfo(torch.float32).tiny)
+    unpacked = _unpacked(weight_TKb, scale_GP / step_P, low_GP / step_P, torch.int8)
+    return w8a8.multiply(x_MK, ((weight_Kn, step_P[first : first + weight_Kn.shape[1]]) for first, weight_Kn in unpacked), rows, bias_N)
+
+
+def unpack_and_multiply(x_MK: Tensor, weight_TKb: Tensor, scale_zero_GP2: Tensor) -> Tensor:
+    """A block of tiles at a time, so that the weights of a large layer are never whole in a wide dtype."""
+    return torch.cat([x_MK @ weight_Kn for _, weight_Kn in _unpacked(weight_TKb, *_lines(scale_zero_GP2), x_MK.dtype)], dim=-1)
+
+
+def _lines(scale_zero_GP2: Tensor) -> tuple[Tensor, Tensor]:
+    """Each group's weights as a line through its codes: the scale, and the weight of code 0; (G, P) float32."""
+    scale_GP, zero_GP = scale_zero_GP2.float().unbind(-1)
+    return scale_GP, zero_GP - MIDDLE * scale_GP
+
+
+def _unpacked(weight_TKb: Tensor, scale_GP: Tensor, low_GP: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of `code * scale + low` in `dtype`, transposed: (number of its first row, weight (K, n)); int8 is rounded to the nearest."""
+    tiles, width, half = weight_TKb.shape
+    groups = scale_GP.shape[0]
+    scale_TG1j, low_TG1j = (line_GP.reshape(groups, tiles, 1, TILE).transpose(0, 1) for line_GP in (scale_GP, low_GP))
+    block, part = (min(tiles, max(1, weights // (TILE * width))) for weights in (UNPACKED_WEIGHTS, FLOAT_WEIGHTS))
+    values_TKj = torch.empty(part, width, TILE, device=weight_TKb.device)
+    for first in range(0, tiles, block):
+        last = min(first + block, tiles)
+        weight_KTj = torch.empty(width, last - first, TILE, dtype=dtype, device=weight_TKb.device)
+        for start in range(first, last, part):
+            stop = min(start + part, last)
+            codes, values = weight_TKb[start:stop], values_TKj[: stop - start]
+            values[..., :half], values[..., half:] = codes & 15, codes >> 4
+            grouped = values.view(stop - start, groups, -1, TILE)
+            torch.addcmul(low_TG1j[start:stop], grouped, scale_TG1j[start:stop], out=grouped)
+            weight_KTj[:, start - first : stop - first] = (values if dtype.is_floating_point else values.round_()).transpose(0, 1)
+        yield first * TILE, weight_KTj.view(width, -1)
 
 
 def packed_kernel_serves(x_MK: Tensor, scale_zero_GP2: Tensor) -> bool:
@@ -194,10 +239,10 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N) in the dtype of `x`."""
-        return multiply(x, self.weight, self.scale_zero, self.out_features, self.bias, self.input_scale, self._reordered)
+        return multiply(x, self.weight, self.scale_zero, self.out_features, self.bias, self.input_scale, self.kernel_weight)
 
-    def _reordered(self) -> Tensor:
-        """The weight in this processor's own order, made once."""
+    def kernel_weight(self) -> Tensor:
+        """The weight in this processor's own order, (P, K / 2), made once."""
         address = self.weight.data_ptr()
         if self._in_kernel_order is None or self._in_kernel_order[0] != address:
             self._in_kernel_order = (address, in_kernel_order(unpack(self.weight)))

@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salticid.errors import ConfigurationError
+from salticid.quant import w8a8
+from salticid.quant.processor import ARM, HAS_PACKED_BFLOAT16
 
-# Rows up to which the packed kernel is used on a CPU; above them, or where a dtype is absent, weights are unpacked for one product.
-# On x86 the kernel has vector code for bfloat16 alone, and float32 goes through a scalar loop. It reads all weights again for every
-# four rows, while unpacking costs the same for any number of rows.
-PACKED_ROWS: dict[torch.dtype, int] = {torch.bfloat16: 16, torch.float32: 1}
+# Rows up to which the packed kernel is used on a CPU, by dtype: it reads all weights again for every four rows, where other products cost
+# little more for many rows than for few. A dtype without vector code is absent.
+PACKED_ROWS: dict[torch.dtype, int] = {}
+if HAS_PACKED_BFLOAT16 or ARM:
+    PACKED_ROWS[torch.bfloat16] = 16
+if ARM:
+    PACKED_ROWS[torch.float32] = 1
+
+# Weights that are unpacked at a time: a bound on the memory that a product takes.
+UNPACKED_WEIGHTS = 2**23
 
 # On x86 the bfloat16 kernel loads weights and activations with instructions that need these alignments (bytes), and reads past the
 # end of a row whose length is no multiple of 16: an address that does not fit ends the process.
@@ -27,21 +35,23 @@ WEIGHT_ALIGNMENT = 16
 ACTIVATION_ALIGNMENT = 32
 ROW_MULTIPLE = 16
 
-HAS_PACKED_KERNEL = hasattr(torch.ops.aten, "_weight_int8pack_mm")
+HAS_PACKED_KERNEL = hasattr(torch, "_weight_int8pack_mm")
 
 
 def quantize_rows(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row to int8.
 
     Returns:
-        int8 (N, K), and scales (N,) in the dtype of the weight. A row of zeros has scale 1.
+        int8 (N, K), and scales (N,) in the dtype of the weight. A row of zeros has scale 1. On "meta" only shapes.
 
     Raises:
         ConfigurationError: the weight holds NaN or infinity.
     """
+    if weight_NK.is_meta:
+        return torch.empty_like(weight_NK, dtype=torch.int8), torch.empty_like(weight_NK[:, 0])
     values_NK = weight_NK.detach().float()
     scale_N = (values_NK.abs().amax(dim=1) / 127).bfloat16().float()
-    if not scale_N.is_meta and not scale_N.isfinite().all():
+    if not scale_N.isfinite().all():
         raise ConfigurationError("a weight holds NaN or infinity; train or convert the model again before quantising it")
     scale_N = torch.where(scale_N > 0, scale_N, 1.0)
     rounded_NK = (values_NK / scale_N.unsqueeze(1)).round_().clamp_(-127, 127)
@@ -58,35 +68,51 @@ def dequantize_and_multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_
     return F.linear(x, dequantize(weight_NK, scale_N, x.dtype), bias_N)
 
 
-def _unpack_and_multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor) -> Tensor:
-    """The product first and the scales after it: one pass over the weights less, and int8 is exact in any float dtype."""
-    return F.linear(x, weight_NK.to(x.dtype)) * scale_N.to(x.dtype)
+def unpack_and_multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor) -> Tensor:
+    """The product first and the scales after it: one pass over the weights less, and int8 is exact in any float dtype.
+
+    A block of rows at a time, so that the weights of a large layer are never whole in a wide dtype.
+    """
+    blocks = weight_NK.split(max(1, UNPACKED_WEIGHTS // weight_NK.shape[1]))
+    return torch.cat([F.linear(x, block.to(x.dtype)) for block in blocks], dim=-1) * scale_N.to(x.dtype)
 
 
 def multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """(..., K) -> (..., N) in the dtype of `x`: by the packed kernel where it serves, else with unpacked weights."""
+    """(..., K) -> (..., N) in the dtype of `x`: by the packed kernel or in 8-bit activations where they serve, else unpacked."""
     x_MK = x.reshape(-1, x.shape[-1])
     if _packed_kernel_serves(x_MK, weight_NK, scale_N):
-        y = torch.ops.aten._weight_int8pack_mm(x_MK, weight_NK, scale_N).view(*x.shape[:-1], weight_NK.shape[0])
+        y = torch._weight_int8pack_mm(x_MK, weight_NK, scale_N).view(*x.shape[:-1], weight_NK.shape[0])
+    elif w8a8.serves(x_MK, len(weight_NK), bits=8):
+        return multiply_w8a8(x_MK, weight_NK, scale_N, bias_N).view(*x.shape[:-1], weight_NK.shape[0])
     elif x.dtype == torch.float16:
         # Sums of unscaled int8 products leave the range of float16.
         return dequantize_and_multiply(x, weight_NK, scale_N, bias_N)
     else:
-        y = _unpack_and_multiply(x, weight_NK, scale_N)
+        y = unpack_and_multiply(x, weight_NK, scale_N)
     return y if bias_N is None else y + bias_N
 
 
+def multiply_w8a8(x_MK: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """(M, K) -> (M, N) with activations in 8 bits; the weight is read where it lies."""
+    parts = zip(weight_NK.split(w8a8.BLOCK), scale_N.float().split(w8a8.BLOCK), strict=True)
+    return w8a8.multiply(x_MK, ((weight.t(), scale) for weight, scale in parts), len(weight_NK), bias_N)
+
+
+def kernel_reads(weight_NK: Tensor) -> bool:
+    """Can the packed kernel read this weight where it lies?"""
+    aligned = torch.compiler.is_compiling() or (weight_NK.device.type == "cpu" and is_aligned(weight_NK, WEIGHT_ALIGNMENT))
+    return HAS_PACKED_KERNEL and aligned and weight_NK.shape[1] % ROW_MULTIPLE == 0
+
+
 def _packed_kernel_serves(x_MK: Tensor, weight_NK: Tensor, scale_N: Tensor) -> bool:
-    rows, width = x_MK.shape
     return (
-        HAS_PACKED_KERNEL
-        and x_MK.device.type == "cpu"
-        and 0 < rows <= PACKED_ROWS.get(x_MK.dtype, 0)
+        x_MK.device.type == "cpu"
+        and 0 < x_MK.shape[0] <= PACKED_ROWS.get(x_MK.dtype, 0)
         and x_MK.dtype == scale_N.dtype
-        and width % ROW_MULTIPLE == 0
         and x_MK.is_contiguous()
         and not (x_MK.requires_grad and torch.is_grad_enabled())  # the kernel has no backward pass
-        and (torch.compiler.is_compiling() or (is_aligned(x_MK, ACTIVATION_ALIGNMENT) and is_aligned(weight_NK, WEIGHT_ALIGNMENT)))
+        and (torch.compiler.is_compiling() or is_aligned(x_MK, ACTIVATION_ALIGNMENT))
+        and kernel_reads(weight_NK)
     )
 
 
@@ -165,7 +191,7 @@ class Int8Embedding(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids (...) -> (..., D)."""
-        rows = self.weight[input_ids].to(self.scale.dtype) * self.scale[input_ids].unsqueeze(-1)
+        rows = F.embedding(input_ids, self.weight).to(self.scale.dtype) * self.scale[input_ids].unsqueeze(-1)
         return rows if self.multiplier is None else rows * self.multiplier
 
     def extra_repr(self) -> str:
