@@ -64,6 +64,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'salticid' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    from salticid.engine.threads import spin_briefly
+
+    spin_briefly()  # heard only before torch is imported, which the next line may do
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from salticid.engine.decoder.decoder import make_decoder
 from salticid.engine.generate import generate_tokens
 from salticid.engine.sampling import GenerationOptions
 from salticid.engine.vision_language import VisionLanguage
@@ -26,24 +27,24 @@ def test_greedy_tokens_equal_generate(vlm: VisionLanguage, photos: list[np.ndarr
         0, inputs["input_ids"].shape[1] :
     ]
     options = GenerationOptions(max_new_tokens=STEPS, repetition_penalty=penalty)
-    assert list(generate_tokens(vlm.model, inputs, options, stop=())) == plain.tolist()
+    assert list(generate_tokens(make_decoder(vlm.model), inputs, options, stop=())) == plain.tolist()
     assert len(plain) == STEPS
 
 
 def test_features_do_what_pixels_do(vlm: VisionLanguage, photos: list[np.ndarray]) -> None:
     inputs = prepare(vlm, photos[:2])
     options = GenerationOptions(max_new_tokens=STEPS)
-    from_pixels = list(generate_tokens(vlm.model, inputs, options, stop=()))
+    from_pixels = list(generate_tokens(make_decoder(vlm.model), inputs, options, stop=()))
     with torch.inference_mode():
         inputs["image_features"] = vlm.model.get_image_features(inputs.pop("pixel_values"))
-    assert list(generate_tokens(vlm.model, inputs, options, stop=())) == from_pixels
+    assert list(generate_tokens(make_decoder(vlm.model), inputs, options, stop=())) == from_pixels
 
 
 def test_stops_before_an_end_token(vlm: VisionLanguage, photos: list[np.ndarray]) -> None:
     inputs = prepare(vlm, photos[:1])
-    tokens = list(generate_tokens(vlm.model, inputs, GenerationOptions(max_new_tokens=STEPS), stop=()))
+    tokens = list(generate_tokens(make_decoder(vlm.model), inputs, GenerationOptions(max_new_tokens=STEPS), stop=()))
     assert (
-        list(generate_tokens(vlm.model, inputs, GenerationOptions(max_new_tokens=STEPS), stop={tokens[5]}))
+        list(generate_tokens(make_decoder(vlm.model), inputs, GenerationOptions(max_new_tokens=STEPS), stop={tokens[5]}))
         == tokens[: tokens.index(tokens[5])]
     )
 
@@ -52,7 +53,9 @@ def test_a_seed_repeats_a_draw_and_leaves_other_draws_alone(vlm: VisionLanguage)
     inputs = prepare(vlm, [])
 
     def draw(seed: int) -> list[int]:
-        return list(generate_tokens(vlm.model, inputs, GenerationOptions(max_new_tokens=STEPS, temperature=1.0, seed=seed), stop=()))
+        return list(
+            generate_tokens(make_decoder(vlm.model), inputs, GenerationOptions(max_new_tokens=STEPS, temperature=1.0, seed=seed), stop=())
+        )
 
     state = torch.random.get_rng_state()
     assert draw(1) == draw(1) != draw(2)
@@ -60,33 +63,34 @@ def test_a_seed_repeats_a_draw_and_leaves_other_draws_alone(vlm: VisionLanguage)
 
 
 def test_closing_cancels(vlm: VisionLanguage, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, ...]] = []
-    forward = vlm.model.forward
+    decoder, read = make_decoder(vlm.model), []
+    for name in ("prefill", "step"):
+        plain = getattr(decoder, name)
 
-    def counted(**inputs: Any) -> Any:
-        calls.append(tuple(inputs["input_ids"].shape))
-        return forward(**inputs)
+        def counted(tokens: torch.Tensor, cache: Any, plain: Any = plain) -> torch.Tensor:
+            read.append(len(tokens))
+            return plain(tokens, cache)
 
-    monkeypatch.setattr(vlm.model, "forward", counted)
+        monkeypatch.setattr(decoder, name, counted)
     inputs = prepare(vlm, [])
-    tokens = generate_tokens(vlm.model, inputs, GenerationOptions(), stop=())
+    tokens = generate_tokens(decoder, inputs, GenerationOptions(), stop=())
     next(tokens), next(tokens)
     tokens.close()
     # The prompt once, then one token at a time: the cache holds the rest.
-    assert calls == [tuple(inputs["input_ids"].shape), (1, 1)]
+    assert read == [inputs["input_ids"].shape[1], 1]
     assert torch.is_grad_enabled()
 
 
 def test_never_reads_past_the_context(vlm: VisionLanguage) -> None:
     prompt = torch.full((1, 250), 40)
-    assert len(list(generate_tokens(vlm.model, {"input_ids": prompt}, GenerationOptions(), stop=()))) == 6
+    assert len(list(generate_tokens(make_decoder(vlm.model), {"input_ids": prompt}, GenerationOptions(), stop=()))) == 6
     with pytest.raises(InputError, match="takes 256 tokens but the model reads 256; shorten it"):
-        next(generate_tokens(vlm.model, {"input_ids": torch.full((1, 256), 40)}, GenerationOptions(), stop=()))
+        next(generate_tokens(make_decoder(vlm.model), {"input_ids": torch.full((1, 256), 40)}, GenerationOptions(), stop=()))
 
 
 def test_refuses_a_batch(vlm: VisionLanguage) -> None:
-    with pytest.raises(InputError, match="one at a time, not 2"):
-        next(generate_tokens(vlm.model, {"input_ids": torch.full((2, 5), 40)}, GenerationOptions(), stop=()))
+    with pytest.raises(InputError, match="one row of ids, not 2"):
+        next(generate_tokens(make_decoder(vlm.model), {"input_ids": torch.full((2, 5), 40)}, GenerationOptions(), stop=()))
 
 
 def test_the_placeholder_of_a_photo_is_never_written(vlm: VisionLanguage, photos: list[np.ndarray]) -> None:
@@ -98,4 +102,4 @@ def test_the_placeholder_of_a_photo_is_never_written(vlm: VisionLanguage, photos
         hidden = vlm.model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
         embeddings[placeholder] = hidden * 100  # by far the likeliest, were it allowed
     assert vlm.model(**inputs).logits[0, -1].argmax() == placeholder
-    assert placeholder not in list(generate_tokens(vlm.model, inputs, GenerationOptions(max_new_tokens=4), stop=()))
+    assert placeholder not in list(generate_tokens(make_decoder(vlm.model), inputs, GenerationOptions(max_new_tokens=4), stop=()))

@@ -21,6 +21,9 @@ def open_model(model: str, precision: str, device: str) -> Iterator[VisionLangua
     Raises:
         SalticidError: see `salticid.load`.
     """
+    from salticid.engine.threads import spin_briefly
+
+    spin_briefly()
     with ExitStack() as until_the_end:
         with _without_collection():
             until_the_end.enter_context(quiet())

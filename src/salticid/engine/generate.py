@@ -1,4 +1,7 @@
-"""One answer, token by token, with a key-value cache. `model.generate` is the plain twin: greedy tokens are equal in float32."""
+"""One answer, token by token. `model.generate` is the plain twin: greedy tokens are equal in float32.
+
+T tokens, D width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +9,83 @@ from collections.abc import Collection, Generator, Mapping
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from salticid.engine.sampling import GenerationOptions, next_token
+from salticid.engine.decoder.decoder import Decoder
+from salticid.engine.prefix_cache import PrefixCache
+from salticid.engine.sampling import GenerationOptions, Sampler
 from salticid.errors import InputError
 from salticid.models import VisionLanguageModel
+from salticid.models.merge import merge_image_features, refuse_lone_placeholders
 
 
 @torch.inference_mode()
 def generate_tokens(
-    model: VisionLanguageModel, inputs: Mapping[str, Tensor], options: GenerationOptions, stop: Collection[int]
+    decoder: Decoder,
+    inputs: Mapping[str, Tensor],
+    options: GenerationOptions,
+    stop: Collection[int],
+    prefixes: PrefixCache | None = None,
 ) -> Generator[int]:
     """Yield the ids of the answer as they are decided.
 
     Args:
         inputs: `input_ids` (1, T), and `image_features` (I, N, D) or `pixel_values` (I, 3, H, W) where there are photos.
         stop: ids that end the answer; they are not yielded. Closing the iterator ends it too, before any further computation.
+        prefixes: what was read lately, which is not read again.
 
     Raises:
         InputError: more than one row, or a prompt that leaves the model no room to answer.
     """
-    seen_1T = inputs["input_ids"]
-    if seen_1T.shape[0] != 1:
-        raise InputError(f"answers are generated one at a time, not {seen_1T.shape[0]}; call model.generate for a batch")
-    generator = None if options.seed is None else torch.Generator(seen_1T.device).manual_seed(options.seed)
-    cache = DynamicCache(config=model.config.get_text_config())
-    step = dict(inputs)
-    for _ in range(min(options.max_new_tokens, _room(model, seen_1T.shape[1]))):
-        logits_V = model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-        logits_V[model.config.image_token_id] = -torch.inf  # a photo's placeholder is no word
-        token = next_token(logits_V, seen_1T[0], options, generator)
-        if token in stop:
-            return
-        yield token
-        step = {"input_ids": seen_1T.new_tensor([[token]])}
-        seen_1T = torch.cat([seen_1T, step["input_ids"]], dim=1)
+    model, ids_T = decoder.model, one_row(inputs)
+    limit = answer_limit(model, len(ids_T), options)
+    x_TD = embed_prompt(model, inputs)
+    sampler = Sampler(options, ids_T, model.config.image_token_id)
+    cache = decoder.new_cache(len(ids_T) + limit) if prefixes is None else prefixes.take(x_TD, len(ids_T) + limit)
+    read, written = 0 if prefixes is None else cache.length, []
+    try:
+        logits_V, read = decoder.prefill(x_TD[read:], cache), len(x_TD)
+        while (token := sampler(logits_V)) not in stop:
+            yield token
+            written.append(token)
+            if len(written) == limit:
+                return
+            logits_V, read = decoder.step(ids_T.new_tensor([token]), cache)[0], read + 1
+    finally:
+        if prefixes is not None:
+            cache.truncate(read)  # a pass that was interrupted has left its mark beyond
+            prefixes.keep(torch.cat([x_TD, model.get_input_embeddings()(ids_T.new_tensor(written))]), cache)
 
 
-def _room(model: VisionLanguageModel, used: int) -> int:
+def one_row(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Ids (T,) of a prompt; raises `InputError` where there are several."""
+    ids_BT = inputs["input_ids"]
+    if len(ids_BT) != 1:
+        raise InputError(f"a prompt is one row of ids, not {len(ids_BT)}; call generate_rows with one prompt for each")
+    return ids_BT[0]
+
+
+def embed_prompt(model: VisionLanguageModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Words and image tokens of one prompt (T, D).
+
+    Raises:
+        InputError: as many placeholders as image tokens are needed.
+    """
+    ids_1T = inputs["input_ids"]
+    words_1TD = model.get_input_embeddings()(ids_1T)
+    features = inputs.get("image_features")
+    if features is None and "pixel_values" in inputs:
+        features = model.get_image_features(inputs["pixel_values"])
+    if features is None:
+        refuse_lone_placeholders(ids_1T, model.config.image_token_id)
+        return words_1TD[0]
+    return merge_image_features(words_1TD, ids_1T, features, model.config.image_token_id)[0]
+
+
+def answer_limit(model: VisionLanguageModel, used: int, options: GenerationOptions) -> int:
+    """Tokens that an answer may have after a prompt of `used`; raises `InputError` where there is no room."""
     context = model.config.get_text_config().max_position_embeddings
     if used >= context:
         raise InputError(
             f"the question with its photos takes {used} tokens but the model reads {context}; shorten it, or start a new conversation"
         )
-    return int(context - used)
+    return min(options.max_new_tokens, int(context - used))

@@ -58,6 +58,27 @@ class GenerationOptions:
         return cls(**values)
 
 
+class Sampler:
+    """Chooses the tokens of one answer, one after the other.
+
+    Args:
+        prompt_T: ids before the answer; a repetition penalty counts them as seen.
+        forbidden: the id that is never chosen: a photo's placeholder is no word.
+    """
+
+    def __init__(self, options: GenerationOptions, prompt_T: Tensor, forbidden: int):
+        self.options, self.forbidden = options, forbidden
+        self._seen_T = prompt_T
+        self._generator = None if options.seed is None else torch.Generator(prompt_T.device).manual_seed(options.seed)
+
+    def __call__(self, logits_V: Tensor) -> int:
+        logits_V[self.forbidden] = -torch.inf
+        token = next_token(logits_V, self._seen_T, self.options, self._generator)
+        if self.options.repetition_penalty != 1:
+            self._seen_T = torch.cat([self._seen_T, self._seen_T.new_tensor([token])])
+        return token
+
+
 def next_token(logits_V: Tensor, seen_T: Tensor, options: GenerationOptions, generator: torch.Generator | None) -> int:
     """The token that comes next; `seen_T` are the ids of prompt and answer so far."""
     logits_V = penalise_repetition(logits_V.float(), seen_T, options.repetition_penalty)

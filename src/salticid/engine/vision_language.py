@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -13,10 +13,13 @@ from salticid.data.conversation import Turn
 from salticid.data.questions.captions import DESCRIBE
 from salticid.data.templates import IMAGE_MARK, get_template
 from salticid.data.tokenize import tokenize_turns
+from salticid.engine.batch import generate_rows
+from salticid.engine.decoder.decoder import make_decoder
 from salticid.engine.generate import generate_tokens
 from salticid.engine.locate import PixelBox, boxes_in, locating_question
 from salticid.engine.messages import Message, read_messages
 from salticid.engine.photo_features import PhotoFeatures
+from salticid.engine.prefix_cache import PrefixCache
 from salticid.engine.sampling import GenerationOptions
 from salticid.engine.text import TextStream, plain_text
 from salticid.errors import InputError
@@ -31,7 +34,8 @@ class VisionLanguage:
 
     Answers are greedy unless options say otherwise; `**options` everywhere are the fields of `GenerationOptions`. Photos are any
     `ImageSource` (path, bytes, Pillow image, array, tensor), one or a list, or `None` for words alone. The latest photos' image
-    tokens are kept and used again, so after changing the model's weights make a new `VisionLanguage`.
+    tokens are kept and used again, and so are the keys and values of what was read (`PrefixCache`); so after changing the model's
+    weights, device or dtype make a new `VisionLanguage`.
     """
 
     def __init__(self, model: VisionLanguageModel, processor: VisionLanguageProcessor):
@@ -39,6 +43,8 @@ class VisionLanguage:
         self._template = get_template(model.config.template)
         self._features = PhotoFeatures(self.model, processor.image_processor)
         self._stop_ids, self._stop_texts = self._ends()
+        self._decoder = make_decoder(self.model)
+        self._prefixes = PrefixCache(self._decoder) if self._decoder.splits else None
 
     def ask(self, image: Images, question: str, **options: Any) -> str:
         """The whole answer.
@@ -54,6 +60,18 @@ class VisionLanguage:
         if not isinstance(question, str):
             raise InputError(f"the question is {type(question).__name__}, not a string; photos come first: ask(photo, question)")
         return self._answer(*read_messages(question), _photos(image), GenerationOptions.of(options))
+
+    def ask_many(self, questions: Iterable[tuple[Images, str]], batch_size: int = 16, **options: Any) -> list[str]:
+        """The answers to (photo, question) pairs, each as `ask` gives it, written `batch_size` at a time; much faster than one by one.
+
+        Raises:
+            ImageError, InputError: see `ask`; or a batch size below one.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        asked, chosen = list(questions), GenerationOptions.of(options)
+        batches = (asked[start : start + batch_size] for start in range(0, len(asked), batch_size))
+        return [answer for batch in batches for answer in self._answer_together(batch, chosen)]
 
     def caption(self, image: Images, **options: Any) -> str:
         """One sentence about the photo."""
@@ -92,8 +110,8 @@ class VisionLanguage:
         return inputs | {"image_features": self._features(photos)} if photos else inputs
 
     def _pieces(self, inputs: dict[str, Tensor], options: GenerationOptions) -> Iterator[str]:
-        text = TextStream(self.processor.tokenizer, (*options.stop, *self._stop_texts))
-        with closing(generate_tokens(self.model, inputs, options, self._stop_ids)) as tokens:
+        text = self._text_stream(options)
+        with closing(generate_tokens(self._decoder, inputs, options, self._stop_ids, self._prefixes)) as tokens:
             for token in tokens:
                 if piece := text.add(token):
                     yield piece
@@ -101,6 +119,21 @@ class VisionLanguage:
                     return
         if piece := text.finish():
             yield piece
+
+    def _answer_together(self, questions: Sequence[tuple[Images, str]], options: GenerationOptions) -> list[str]:
+        prompts = [self._inputs(read_messages(question)[0], _photos(image)) for image, question in questions]
+        texts = [self._text_stream(options) for _ in prompts]
+        pieces: list[list[str]] = [[] for _ in prompts]
+
+        def wants_more(row: int, token: int) -> bool:
+            pieces[row].append(texts[row].add(token))
+            return not texts[row].stopped
+
+        generate_rows(self._decoder, prompts, options, self._stop_ids, wants_more, self._prefixes)
+        return ["".join([*written, text.finish()]) for written, text in zip(pieces, texts, strict=True)]
+
+    def _text_stream(self, options: GenerationOptions) -> TextStream:
+        return TextStream(self.processor.tokenizer, (*options.stop, *self._stop_texts))
 
     def _ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
         """What ends an answer: the model's own end tokens, and how the template ends one, a special token or some text."""

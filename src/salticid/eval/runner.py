@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
 
-from salticid.data.conversation import Turn
 from salticid.data.templates import get_template
+from salticid.engine.vision_language import VisionLanguage
 from salticid.errors import ConfigurationError
 from salticid.eval.benchmarks import BENCHMARKS, TASKS
 from salticid.eval.benchmarks.base import Item
@@ -34,7 +32,6 @@ class Figures:
     guess: dict[str, float]
 
 
-@torch.inference_mode()
 def answer_items(
     model: VisionLanguageModel,
     processor: VisionLanguageProcessor,
@@ -45,16 +42,11 @@ def answer_items(
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """One greedy answer per item. With `grey` each photo is replaced by a grey square. `progress` hears how many are done."""
-    template = get_template(model.config.template)
+    vlm = VisionLanguage(model, processor)
     answers: list[str] = []
     for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
-        prompts = [template.prompt([Turn(item.question, "")], images=1) for item in batch]
-        photos: list[Any] = [GREY if grey else item.photo for item in batch]
-        inputs = processor(images=photos, text=prompts)
-        ids = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        batch = [(GREY if grey else item.photo, item.question) for item in items[start : start + batch_size]]
+        answers += vlm.ask_many(batch, batch_size, max_new_tokens=max_new_tokens)
         if progress:
             progress(len(answers))
     return answers

@@ -1,0 +1,57 @@
+"""Every way of attending beside the formula, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from salticid.engine.decoder import attend
+from salticid.engine.decoder.attend import attend_causally, attend_once
+
+DTYPES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+SCALE = 0.3
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | float = 0.0, softcap: float | None = None) -> Tensor:
+    repeated = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeated, 1), v.repeat_interleave(repeated, 1)
+    scores = q @ k.transpose(-1, -2) * SCALE
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    return (scores + mask).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("before", "new"), [(0, 13), (7, 6), (9, 1)])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_prompt(
+    dtype: torch.dtype, groups: int, before: int, new: int, window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attend, "QUERY_BLOCK", 4)  # so that bfloat16 and a softcap go through several blocks
+    q, k, v = draw(1, 4, new, 8, seed=1), draw(1, groups, before + new, 8, seed=2), draw(1, groups, before + new, 8, seed=3)
+    place_T, other_S = torch.arange(before, before + new)[:, None], torch.arange(before + new)
+    seen_TS = (other_S <= place_T) & (other_S > place_T - (window or 99))
+    expected = written_out(q, k, v, torch.zeros(seen_TS.shape).masked_fill(~seen_TS, -torch.inf), softcap)
+    found = attend_causally(q.to(dtype), k.to(dtype), v.to(dtype), SCALE, softcap, window)
+    assert_close(found.float(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step(dtype: torch.dtype, groups: int, softcap: float | None, padded: bool) -> None:
+    q, k, v = draw(3, 4, 1, 8, seed=1), draw(3, groups, 11, 8, seed=2), draw(3, groups, 11, 8, seed=3)
+    mask = torch.zeros(3, 1, 1, 11)
+    mask[1, ..., :4] = -torch.inf
+    expected = written_out(q, k, v, mask if padded else 0.0, softcap)
+    shared = q.view(3, groups, 4 // groups, 8).to(dtype)
+    found = attend_once(shared, k.to(dtype), v.to(dtype), mask.to(dtype) if padded else None, SCALE, softcap)
+    assert_close(found.reshape(3, 4, 1, 8).float(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype])
