@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, CLIPConfig, CLIPModel, LlamaConfig, PhiConfig, PreTrainedTokenizerFast, Qwen2Config
 
+from salticid.checkpoints import assemble as assembling
 from salticid.checkpoints.assemble import Parts, assemble, keep_layers
 from salticid.checkpoints.efficientnet_lite import EFFICIENTNET_LITE_KEYS
-from salticid.errors import CheckpointError, ConfigurationError
+from salticid.errors import CheckpointError, ConfigurationError, MissingExtraError
 from salticid.models import EfficientNetLiteConfig, EfficientNetLiteModel
 
 TEXTS = ["What is on the table?", "two red cups and a dog", "a dog on the beach"]
@@ -253,3 +254,10 @@ def test_norms_can_start_fitted(lite_file: Path, llama: Path) -> None:
 def test_fitting_norms_that_are_not_there_is_refused(lite_file: Path, llama: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"fit_norms needs norms to fit; name them in model\.norms"):
         assemble(parts(lite_file, llama, fit_norms=True))
+
+
+def test_a_gguf_file_without_the_package_that_reads_it(tmp_path: Path, lite_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(assembling, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"reading model\.gguf needs gguf, .*pip install 'salticid\[convert\]'"):
+        assemble(Parts(vision=LITE, vision_weights=lite_file, language=tmp_path / "model.gguf", image="efficientnet_lite"))

@@ -10,7 +10,7 @@ import pytest
 import salticid
 from salticid.cli.main import app
 
-VERBS = ("ask", "caption", "chat", "locate", "models", "env", "train", "assemble", "quantize", "upcycle", "eval", "retrieval")
+VERBS = ("ask", "caption", "chat", "locate", "models", "env", "train", "assemble", "quantize", "upcycle", "export", "eval", "retrieval")
 GROUPS = ("convert", "bench", "data")
 
 # Runs a command in a fresh interpreter and then says which heavy packages it has imported.

@@ -60,7 +60,7 @@ def test_assemble_runs_the_recipe(run: Any, tmp_path: Path, monkeypatch: pytest.
 def test_bad_recipes_are_one_line(run: Any, one_clear_line: Any, recipe: Path, tmp_path: Path) -> None:
     one_clear_line(run("train", tmp_path / "none.yaml"), 2, "no recipe at")
     one_clear_line(run("train", recipe, "schedule.stepps=7"), 2, "stepps")
-    one_clear_line(run("train", recipe), 3, "no model in somewhere")
+    one_clear_line(run("train", recipe), 3, "no model 'somewhere'")
 
 
 @pytest.mark.parametrize(("verb", "module"), [("train", "pydantic"), ("train", "accelerate"), ("assemble", "yaml")])

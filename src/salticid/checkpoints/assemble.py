@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from salticid.checkpoints.qformer import fill_connector
 from salticid.checkpoints.tinygpt_v import NORM
 from salticid.checkpoints.vision_weights import load_vision
 from salticid.checkpoints.vocabulary import shrink_bpe
-from salticid.errors import CheckpointError, ConfigurationError
+from salticid.errors import CheckpointError, ConfigurationError, MissingExtraError
 from salticid.models import VisionLanguageConfig, VisionLanguageModel, VisionLanguageProcessor
 from salticid.models.fit_norms import fit_norms
 from salticid.models.image_processing import SalticidImageProcessor
@@ -60,6 +61,7 @@ def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor
 
     Raises:
         CheckpointError: a weights file is missing or of another model.
+        MissingExtraError: the language model is a `.gguf` file, and the package that reads it is not installed.
         ConfigurationError: the parts do not fit each other.
     """
     language, tokenizer = _read_language(parts.language)
@@ -122,6 +124,8 @@ def _read_language(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     source = Path(source)
     if not source.exists():
         raise CheckpointError(f"no language model at {source}; give a .gguf file or a folder with config.json and weights")
+    if source.suffix == ".gguf" and find_spec("gguf") is None:
+        raise MissingExtraError(f"reading {source.name} needs gguf, not installed here; run: pip install 'salticid[convert]'")
     folder, options = (source.parent, {"gguf_file": source.name}) if source.suffix == ".gguf" else (source, {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)

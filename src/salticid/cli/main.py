@@ -22,6 +22,7 @@ from salticid.cli import (
     data,
     env,
     evaluate,
+    export,
     locate,
     models,
     quantize,
@@ -48,6 +49,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.command(epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command(epilog=upcycle.EXAMPLE)(upcycle.upcycle)
+app.command(epilog=export.EXAMPLE)(export.export)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=retrieval.EXAMPLE)(retrieval.retrieval)
 
