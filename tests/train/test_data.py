@@ -36,6 +36,17 @@ def test_items_are_opened_and_repeat_by_their_number(stage_recipe: Callable[...,
     assert [key(data[index]) for index in range(12)] != [key(other[index]) for index in range(12)]
 
 
+def test_photos_are_shown_through_the_window_that_their_words_are_about(stage_recipe: Callable[..., StageRecipe]) -> None:
+    options = {"reader": "coco", "window": 0.5}
+    data = stage_recipe(data__sources=[{"kind": "photo_tasks", "path": "coco", "options": options}]).data
+    training = TrainingData(data, length=6, seed=0)
+    for item in range(6):
+        drawn, shown = training.mixture[item], training[item]
+        assert drawn.view is not None
+        with Image.open(drawn.images[0]) as whole:
+            assert shown.images[0].size == drawn.view.of_image(whole).size != whole.size
+
+
 def test_unknown_kinds_and_options_are_named(stage_recipe: Callable[..., StageRecipe]) -> None:
     with pytest.raises(ConfigurationError, match="unknown data set kind 'flickr'; known: flickr8k, daquar, coco"):
         build_sources(stage_recipe(data__sources=[{"kind": "flickr", "path": "flickr8k"}]).data)

@@ -94,7 +94,10 @@ class TrainingData(Dataset[Example]):
     def _show(self, example: Example, rng: random.Random) -> Example:
         if self.collate is not None:
             self.tally.leave_out(count_left_out(example, self.collate))
-        return replace(example, images=tuple(self.augmentation(read_photo(image), example, rng) for image in example.images))
+        photos = [read_photo(image) for image in example.images]
+        if example.view is not None:
+            photos = [example.view.of_image(photo) for photo in photos]
+        return replace(example, images=tuple(self.augmentation(photo, example, rng) for photo in photos))
 
     def _grouped(self, step: int, seed: int) -> list[int]:
         """Items in grouped order, each epoch on its own. Every example is drawn once for it, without opening its photo."""

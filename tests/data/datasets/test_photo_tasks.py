@@ -74,3 +74,19 @@ def test_unknown_names_are_refused(data_folder: Path) -> None:
         PhotoTasks(data_folder / "coco", reader="pope")
     with pytest.raises(ConfigurationError, match="tasks names nothing"):
         PhotoTasks(data_folder / "coco", tasks=[])
+
+
+def test_windows_move_the_boxes_with_what_is_seen(data_folder: Path) -> None:
+    source = PhotoTasks(data_folder / "coco", tasks=["refer"], turns=1, window=0.6)
+    examples = [source.example(index, seed) for index in range(len(source)) for seed in range(10)]
+    assert all(example.view is not None for example in examples)
+    answers = {example.conversations for example in examples if example.conversations}
+    whole = PhotoTasks(data_folder / "coco", tasks=["refer"], turns=1)
+    assert len(answers) > len({whole.example(index, seed).conversations for index in range(len(whole)) for seed in range(10)})
+    assert all(whole.example(index, 0).view is None for index in range(len(whole)))
+
+
+@pytest.mark.parametrize("window", [0.0, 1.5])
+def test_a_window_is_a_share(window: float, data_folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="window is"):
+        PhotoTasks(data_folder / "coco", window=window)

@@ -15,8 +15,9 @@ from salticid.data.datasets.coco import CocoObjects
 from salticid.data.datasets.daquar import Daquar
 from salticid.data.datasets.flickr8k import Flickr8k
 from salticid.data.questions.captions import tidy
-from salticid.data.records import Box
+from salticid.data.records import Box, BoxedPhoto
 from salticid.data.tasks import instruction
+from salticid.data.views import draw_view
 from salticid.errors import ConfigurationError
 
 READERS: dict[str, Any] = {"flickr8k": Flickr8k, "daquar": Daquar, "coco": CocoObjects}
@@ -30,6 +31,7 @@ class PhotoTasks:
     Args:
         reader: a key of `READERS`.
         tasks: keys of `WRITERS`; a photo that a task has nothing to say about passes it over.
+        window: below 1, photos with boxes are shown through windows of at least this share of each side, mirrored half of the time.
     """
 
     def __init__(
@@ -39,12 +41,15 @@ class PhotoTasks:
         tasks: Sequence[str] = ("refer", "identify", "detection"),
         turns: int = 4,
         split: str = "train",
+        window: float = 1.0,
     ) -> None:
+        if not 0 < window <= 1:
+            raise ConfigurationError(f"window is {window}; it is the least share of a photo's sides, above 0 and at most 1")
         for what, given, known in (("reader", [reader], READERS), ("tasks", list(tasks), WRITERS)):
             if strange := [name for name in given if name not in known] or (["nothing"] if not given else []):
                 raise ConfigurationError(f"{what} names {', '.join(strange)}; known: {', '.join(known)}")
         self.photos: list[Any] = READERS[reader](folder, split=split).photos
-        self.tasks, self.turns = list(tasks), turns
+        self.tasks, self.turns, self.window = list(tasks), turns, window
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -52,8 +57,11 @@ class PhotoTasks:
     def example(self, index: int, seed: int) -> Example:
         """The photo at `index` with turns drawn by `seed`; none where no task has anything to say."""
         photo, chance = self.photos[index], random.Random(f"{seed}/{index}")
+        view = draw_view(self.window, chance) if self.window < 1 and isinstance(photo, BoxedPhoto) else None
+        if view is not None:
+            photo = view.of_boxes(photo)
         drawn = [turn for task in chance.choices(self.tasks, k=self.turns) for turn in WRITERS[task](photo, chance)]
-        return Example((photo.path,), tuple((turn,) for turn in dict.fromkeys(drawn)))
+        return Example((photo.path,), tuple((turn,) for turn in dict.fromkeys(drawn)), view=view)
 
 
 def bare(photo: Any, chance: random.Random) -> list[Turn]:
