@@ -53,4 +53,5 @@ def _corners(box: Region) -> Corners:
 
 
 def _mean(boxes: Sequence[Region]) -> Region:
-    return Region(*(fmean(getattr(box, edge) for box in boxes) for edge in ("left", "top", "right", "bottom")))
+    left, top, right, bottom = (fmean(getattr(box, edge) for box in boxes) for edge in ("left", "top", "right", "bottom"))
+    return Region(left, top, right, bottom)
