@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from salticid.data.records import Box, BoxedPhoto
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SEEN = 0.5
 """Share of an object that a window must show for it to be called by its name."""
@@ -25,10 +27,12 @@ class View:
 
     def of_image(self, image: Image.Image) -> Image.Image:
         """The window's pixels, one at least."""
+        from PIL import ImageOps  # late: commands know examples before they need a photo
+
         left, top = int(self.left * image.width), int(self.top * image.height)
         right, bottom = max(left + 1, round(self.right * image.width)), max(top + 1, round(self.bottom * image.height))
         window = image.crop((left, top, right, bottom))
-        return window.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else window
+        return ImageOps.mirror(window) if self.mirrored else window
 
     def of_boxes(self, photo: BoxedPhoto) -> BoxedPhoto:
         """The photo as its window shows it, without captions, for these may tell of what is outside.
