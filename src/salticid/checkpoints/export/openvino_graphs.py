@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from salticid.errors import InputError
 from salticid.models import VisionLanguageModel
 
-LEAST = float(torch.finfo(torch.float32).min)
+LEAST = float(torch.finfo(torch.bfloat16).min)  # a number of float32 too
 
 
 def check_dense(model: VisionLanguageModel) -> None:
