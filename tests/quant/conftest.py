@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from salticid.models import VisionLanguageConfig, VisionLanguageModel
 
@@ -81,3 +83,27 @@ def inputs() -> dict[str, torch.Tensor]:
         "input_ids": torch.tensor([[5, *[IMAGE_TOKEN] * 4, 17, 8, 99, 42]]),
         "pixel_values": torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1,
     }
+
+
+class Recorder(TorchDispatchMode):
+    """Records the names of the operations that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def operations() -> Callable[[Callable[[Tensor], Tensor], Tensor], list[str]]:
+    """The names of the operations that a layer or a product runs on an input."""
+
+    def run(multiply: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
+        with Recorder() as recorder:
+            multiply(x)
+        return recorder.names
+
+    return run

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from salticid.errors import ConfigurationError
 from salticid.quant import int4
@@ -26,23 +25,13 @@ from salticid.quant.int4 import (
     unpack,
 )
 
-
-class Operations(TorchDispatchMode):
-    """Records the names of the operations that run inside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
+Operations = Callable[[nn.Module, torch.Tensor], list[str]]
+RunsPacked = Callable[[nn.Module, torch.Tensor], bool]
 
 
-def runs_packed(layer: Int4Linear, x: torch.Tensor) -> bool:
-    with Operations() as operations:
-        layer(x)
-    return "aten._weight_int4pack_mm_for_cpu.default" in operations.names
+@pytest.fixture
+def runs_packed(operations: Operations) -> RunsPacked:
+    return lambda layer, x: "aten._weight_int4pack_mm_for_cpu.default" in operations(layer, x)
 
 
 def linear(width: int = 128, out: int = 100, bias: bool = True) -> nn.Linear:
@@ -116,7 +105,14 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 def test_both_paths_equal_the_plain_twin(
-    packed: bool, dtype: torch.dtype, tolerance: float, shape: tuple[int, ...], scaled: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+    packed: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    shape: tuple[int, ...],
+    scaled: bool,
+    bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    runs_packed: RunsPacked,
 ) -> None:
     monkeypatch.setattr(int4, "PACKED_ROWS", {dtype: 100} if packed else {})
     monkeypatch.setattr(int4, "UNPACKED_WEIGHTS", 1)
@@ -149,7 +145,7 @@ def test_a_kernel_with_another_order_gets_the_weights_in_it(group: int, monkeypa
 
 
 @pytest.mark.parametrize("case", ["strides", "gradient", "dtypes differ", "no rows", "many rows"])
-def test_what_the_kernel_cannot_read_goes_another_way(case: str) -> None:
+def test_what_the_kernel_cannot_read_goes_another_way(case: str, runs_packed: RunsPacked) -> None:
     layer = Int4Linear.from_float(linear(), 64).to(torch.bfloat16)
     x = torch.randn(1, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert runs_packed(layer, x)
@@ -168,7 +164,7 @@ def test_what_the_kernel_cannot_read_goes_another_way(case: str) -> None:
     torch.testing.assert_close(layer(x).float(), twin(layer, x), rtol=2e-2, atol=2e-2)
 
 
-def test_weights_may_lie_at_any_address() -> None:
+def test_weights_may_lie_at_any_address(runs_packed: RunsPacked) -> None:
     layer = Int4Linear.from_float(linear(), 64).to(torch.bfloat16)
     x = torch.randn(1, 128).bfloat16()
     expected = layer(x)

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from salticid.errors import ConfigurationError
 from salticid.quant import int8
 from salticid.quant.int8 import Int8Embedding, Int8Linear, dequantize, dequantize_and_multiply, quantize_rows
 
-
-class Operations(TorchDispatchMode):
-    """Records the names of the operations that run inside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
+Operations = Callable[[nn.Module, torch.Tensor], list[str]]
+RunsPacked = Callable[[nn.Module, torch.Tensor], bool]
 
 
-def runs_packed(layer: Int8Linear, x: torch.Tensor) -> bool:
-    with Operations() as operations:
-        layer(x)
-    return "aten._weight_int8pack_mm.default" in operations.names
+@pytest.fixture
+def runs_packed(operations: Operations) -> RunsPacked:
+    return lambda layer, x: "aten._weight_int8pack_mm.default" in operations(layer, x)
 
 
 def linear(width: int = 64, out: int = 24, bias: bool = True) -> nn.Linear:
@@ -94,7 +83,13 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     ],
 )
 def test_both_paths_equal_the_plain_twin(
-    packed: bool, dtype: torch.dtype, tolerance: float, shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch
+    packed: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    shape: tuple[int, ...],
+    bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    runs_packed: RunsPacked,
 ) -> None:
     monkeypatch.setattr(int8, "PACKED_ROWS", {dtype: 100} if packed else {})
     layer = Int8Linear.from_float(linear(bias=bias)).to(dtype)
@@ -109,7 +104,7 @@ def test_both_paths_equal_the_plain_twin(
     torch.testing.assert_close(y.float(), twin, rtol=tolerance, atol=tolerance)
 
 
-def test_decoding_in_bfloat16_takes_the_packed_kernel_and_long_prompts_do_not() -> None:
+def test_decoding_in_bfloat16_takes_the_packed_kernel_and_long_prompts_do_not(runs_packed: RunsPacked) -> None:
     layer = Int8Linear.from_float(linear()).to(torch.bfloat16)
     rows = int8.PACKED_ROWS[torch.bfloat16]
     assert runs_packed(layer, torch.randn(rows, 64).bfloat16())
@@ -118,7 +113,7 @@ def test_decoding_in_bfloat16_takes_the_packed_kernel_and_long_prompts_do_not() 
 
 # Each of these once ended the process, or has no backward pass, when it reached the kernel.
 @pytest.mark.parametrize("case", ["width", "weight address", "activation address", "strides", "gradient", "dtypes differ", "no rows"])
-def test_what_the_kernel_cannot_read_goes_another_way(case: str) -> None:
+def test_what_the_kernel_cannot_read_goes_another_way(case: str, runs_packed: RunsPacked) -> None:
     layer = Int8Linear.from_float(linear(width=24 if case == "width" else 64)).to(torch.bfloat16)
     x = torch.randn(1, layer.in_features, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert case == "width" or runs_packed(layer, x)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from salticid.errors import ConfigurationError
 from salticid.quant import int4, int8, kernels, w8a8
@@ -18,6 +17,7 @@ from salticid.quant.kernels import SideBySide, can_fuse, fuse
 from salticid.quant.processor import HAS_PACKED_BFLOAT16, largest_int8_weight
 
 Make = Callable[[nn.Linear], nn.Module]
+Operations = Callable[[Callable[[Tensor], Tensor], Tensor], list[str]]
 KINDS: dict[str, Make] = {
     "float": lambda linear: linear,
     "int8": Int8Linear.from_float,
@@ -27,18 +27,6 @@ KINDS: dict[str, Make] = {
     "int4 scaled": lambda linear: scaled(Int4Linear.from_float(linear, 32, scaled=True)),
 }
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-class Operations(TorchDispatchMode):
-    """Records the names of the operations that run inside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def scaled(layer: Int4Linear) -> Int4Linear:
@@ -126,10 +114,10 @@ def test_what_cannot_be_fused() -> None:
             fuse(layers)
 
 
-def operations(product: Any, x: Tensor) -> list[str]:
-    with torch.inference_mode(), Operations() as seen:
-        product(x)
-    return seen.names
+@pytest.fixture
+def operations(operations: Operations) -> Operations:
+    """As the engine calls products."""
+    return torch.inference_mode()(operations)
 
 
 PACKED = {"int8": "aten._weight_int8pack_mm.default", "int4 64": "aten._weight_int4pack_mm_for_cpu.default"}
@@ -137,14 +125,14 @@ PACKED = {"int8": "aten._weight_int8pack_mm.default", "int4 64": "aten._weight_i
 
 @pytest.mark.skipif(not HAS_PACKED_BFLOAT16, reason="no vector code for packed weights")
 @pytest.mark.parametrize("kind", PACKED)
-def test_one_row_is_one_operation(kind: str) -> None:
+def test_one_row_is_one_operation(kind: str, operations: Operations) -> None:
     product = fuse([KINDS[kind](linears(64, bias=False)[0]).bfloat16()])
     assert [name for name in operations(product, inputs(1).bfloat16()) if "view" not in name] == [PACKED[kind]]
 
 
 @pytest.mark.skipif(not HAS_PACKED_BFLOAT16, reason="no vector code for packed weights")
 @pytest.mark.parametrize("kind", PACKED)
-def test_rows_choose_the_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_choose_the_kernel(kind: str, monkeypatch: pytest.MonkeyPatch, operations: Operations) -> None:
     monkeypatch.setattr(w8a8, "LEAST_SIDE", 1)
     rows = {"int8": int8, "int4 64": int4}[kind].PACKED_ROWS[torch.bfloat16]
     product = fuse([KINDS[kind](linears(64)[0]).bfloat16()])
@@ -156,7 +144,7 @@ def test_rows_choose_the_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(not HAS_PACKED_BFLOAT16, reason="no vector code for packed weights")
 @torch.inference_mode()
-def test_activations_and_weights_at_odd_addresses() -> None:
+def test_activations_and_weights_at_odd_addresses(operations: Operations) -> None:
     layer: Any = Int8Linear.from_float(linears(64)[0]).bfloat16()
     x = inputs(2).bfloat16()
     expected = layer(x)
@@ -184,7 +172,9 @@ def test_a_kernel_with_another_order_gets_weights_in_it(monkeypatch: pytest.Monk
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [1, 40, 200])
 @pytest.mark.parametrize("kind", [*PACKED, "int4 scaled"])
-def test_float32_is_rounded_inside_where_bfloat16_is_slow_outside(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_rounded_inside_where_bfloat16_is_slow_outside(
+    kind: str, rows: int, monkeypatch: pytest.MonkeyPatch, operations: Operations
+) -> None:
     monkeypatch.setattr(kernels, "ROUNDS_FLOAT32", True)
     layer: Any = KINDS[kind](linears(100)[0])
     x = inputs(rows)
