@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from salticid.errors import InputError
+from salticid.errors import ConfigurationError, InputError
+from salticid.models.vision import places
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip", "eva"])
@@ -98,3 +99,32 @@ def test_photos_of_another_size_are_refused(tiny: Any, tower: str) -> None:
     for shape in ((1, 3, size * 2, size * 2), (1, 3, size, size + 4), (3, size, size)):
         with pytest.raises(InputError, match=rf"{size}, {size}\); use the model's own processor"):
             model.get_image_features(torch.zeros(shape))
+
+
+def test_places_are_added_to_what_the_tower_sees(tiny: Any) -> None:
+    bare, placed = (tiny.model("efficientnet", "qformer", vision_positions=flag) for flag in (False, True))
+    photos = tiny.photos(bare.config, 2)
+    added = placed.vision_tower(photos) - bare.vision_tower(photos)
+    assert_close(added[0], added[1])
+    assert_close(added[0], places(bare.config.vision_grid, bare.config.vision_width))
+
+
+@pytest.mark.parametrize(("grid", "width"), [(1, 8), (4, 16), (7, 30)])
+def test_every_place_has_a_code_of_its_own(grid: int, width: int) -> None:
+    code = places(grid, width)
+    assert code.shape == (grid**2, width)
+    assert code.abs().max() <= 1
+    assert torch.cdist(code, code).add(torch.eye(grid**2)).min() > 0.1
+
+
+def test_a_place_has_the_same_code_on_every_grid() -> None:
+    """The middle of three is the middle of five; rows come first."""
+    small, large = places(3, 24).view(3, 3, 24), places(5, 24).view(5, 5, 24)
+    assert_close(small[1, 1], large[2, 2])
+    assert_close(small[1, :, :12], small[1, :1, :12].expand(3, 12))
+    assert not torch.allclose(small[1, 0, 12:], small[1, 1, 12:])
+
+
+def test_towers_with_places_of_their_own_get_no_others(tiny: Any) -> None:
+    with pytest.raises(ConfigurationError, match="patches of siglip_vision_model hold their places"):
+        tiny.config("siglip", "linear", vision_positions=True)

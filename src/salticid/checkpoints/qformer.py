@@ -85,7 +85,7 @@ def fill_connector(model: VisionLanguageModel, folder: Path) -> None:
     """
     trained, _, _ = load_qformer(folder)
     own, other = model.vision_tower.state_dict(), trained.vision_tower.state_dict()
-    reads = ("vision_layers", "vision_keep_cls", "vision_drop_first")
+    reads = ("vision_layers", "vision_keep_cls", "vision_drop_first", "vision_positions")
     alike = all(getattr(model.config, name) == getattr(trained.config, name) for name in reads)
     if not alike or own.keys() != other.keys() or not all(torch.equal(own[name], other[name]) for name in own):
         raise CheckpointError(

@@ -95,6 +95,8 @@ class VisionLanguageConfig(PreTrainedConfig):
             for EfficientNet-Lite, stages 0-6 and -1 for the head. `None`: the tower's published output.
         vision_keep_cls: keep the class token (TinyGPT-V) or drop it (LLaVA).
         vision_drop_first: drop the first patch of a tower without class token; MoE-LLaVA's SigLIP was trained so.
+        vision_positions: add each patch's place to its features. For EfficientNet-Lite, which knows of none, in front of a Q-Former,
+            to which the order of patches says nothing.
         image_token_id: id of the placeholder that stands for one image token.
         template: name of the conversation template the weights were trained with.
         experts: options of the mixture of experts, or `None` for a dense model.
@@ -118,6 +120,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     vision_layers: list[int] | None = None
     vision_keep_cls: bool = False
     vision_drop_first: bool = False
+    vision_positions: bool = False
     image_token_id: int = 0
     template: str = "plain"
     experts: dict[str, Any] | None = None
@@ -150,6 +153,8 @@ class VisionLanguageConfig(PreTrainedConfig):
             raise ConfigurationError(f"vision_keep_cls is set but {vision.model_type} has no class token")
         if self.vision_drop_first and VISION_TOWERS[vision.model_type]:
             raise ConfigurationError(f"vision_drop_first is for towers without a class token; {vision.model_type} has one")
+        if self.vision_positions and vision.model_type != "efficientnet_lite":
+            raise ConfigurationError(f"vision_positions is for towers that know of none; patches of {vision.model_type} hold their places")
         if connector.kind == "qformer":
             width = connector.qformer_config.encoder_hidden_size
             if width != self.vision_width:

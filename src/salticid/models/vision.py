@@ -5,6 +5,8 @@ I images, N patches, D width.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import transformers
 from torch import nn
@@ -21,8 +23,8 @@ LN_VISION_EPS = 1e-5
 class VisionTower(nn.Module):
     """A tower of transformers (CLIP, SigLIP, EVA ViT-g of BLIP-2) or our EfficientNet-Lite, with layer selection.
 
-    Reads `vision_layers`, `vision_keep_cls` and `vision_drop_first` of `VisionLanguageConfig`. Features of EfficientNet-Lite stages
-    that are finer than the last are folded into depth, so that all stages share the last one's grid.
+    Reads `vision_layers`, `vision_keep_cls`, `vision_drop_first` and `vision_positions` of `VisionLanguageConfig`. Features of
+    EfficientNet-Lite stages that are finer than the last are folded into depth, so that all stages share the last one's grid.
     """
 
     def __init__(self, config: VisionLanguageConfig):
@@ -32,6 +34,7 @@ class VisionTower(nn.Module):
         self.grid = config.vision_grid
         self.size = config.vision_config.image_size
         self.drop_first = config.vision_drop_first or (VISION_TOWERS[config.vision_config.model_type] and not config.vision_keep_cls)
+        self.adds_places = config.vision_positions
         self.reads_stages = config.vision_config.model_type == "efficientnet_lite"
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -67,7 +70,8 @@ class VisionTower(nn.Module):
     def _read_stages(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.model(pixel_values.contiguous(memory_format=torch.channels_last))  # twice as fast on a CPU
         maps = [outputs.head if layer == -1 else outputs.stages[layer] for layer in self.layers or [-1]]
-        return torch.cat([self._to_grid(features_IDhw) for features_IDhw in maps], dim=1).flatten(2).transpose(1, 2)
+        features_IND = torch.cat([self._to_grid(features_IDhw) for features_IDhw in maps], dim=1).flatten(2).transpose(1, 2)
+        return features_IND + places(self.grid, features_IND.shape[-1]).to(features_IND) if self.adds_places else features_IND
 
     def _to_grid(self, features_IDhw: torch.Tensor) -> torch.Tensor:
         """Fold neighbours of a finer map into depth; an odd size is padded at the end, as the tower's own strides do."""
@@ -76,6 +80,20 @@ class VisionTower(nn.Module):
             return features_IDhw
         missing = self.grid * factor - features_IDhw.shape[-1]
         return F.pixel_unshuffle(F.pad(features_IDhw, (0, missing, 0, missing)), factor)
+
+
+def places(grid: int, width: int) -> torch.Tensor:
+    """Where each patch of a square grid lies, as sines and cosines: (grid * grid, width), row by row.
+
+    One half of the channels tells the row and the other the column, with waves from four sides of the photo long down to a quarter of one.
+    A place is a share of the photo's side, so it has the same code, whatever the size of the grid.
+    """
+    waves = -(-width // 4)
+    centres_G = (torch.arange(grid) + 0.5) / grid
+    angles_GW = centres_G.unsqueeze(1) * 2 * math.pi * torch.logspace(-2, 2, waves, base=2.0)
+    side_GC = torch.cat([angles_GW.sin(), angles_GW.cos()], dim=1)
+    rows, columns = side_GC.repeat_interleave(grid, dim=0), side_GC.repeat(grid, 1)
+    return torch.cat([rows, columns], dim=1)[:, :width]
 
 
 def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:

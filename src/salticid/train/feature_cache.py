@@ -58,7 +58,7 @@ def _compute(path: Path, tower: VisionTower, image_processor: Any, photos: Seque
 
 def _digest(tower: VisionTower, image_processor: Any, photos: Sequence[Path]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((tower.layers, tower.drop_first, tower.size, image_processor.to_json_string())).encode())
+    digest.update(repr((tower.layers, tower.drop_first, tower.adds_places, tower.size, image_processor.to_json_string())).encode())
     for name, weight in tower.state_dict().items():
         digest.update(name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     for photo in photos:

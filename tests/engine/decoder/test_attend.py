@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from salticid.engine.decoder import attend
-from salticid.engine.decoder.attend import attend_causally, attend_once
+from salticid.engine.decoder.attend import attend_causally, attend_once, sums_rows
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 SCALE = 0.3
@@ -55,3 +55,28 @@ def test_a_step(dtype: torch.dtype, groups: int, softcap: float | None, padded: 
     shared = q.view(3, groups, 4 // groups, 8).to(dtype)
     found = attend_once(shared, k.to(dtype), v.to(dtype), mask.to(dtype) if padded else None, SCALE, softcap)
     assert_close(found.reshape(3, 4, 1, 8).float(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step_over_keys_by_channel(dtype: torch.dtype, start: int, softcap: float | None, padded: bool) -> None:
+    """Eleven tokens of a longer store, of which a window may see the last alone; the rest of the store is nothing to multiply with."""
+    q, keys, values = draw(2, 4, 1, 8, seed=1), draw(2, 4, 8, 16, seed=2), draw(2, 4, 16, 8, seed=3)
+    keys[..., 11:], values[:, :, 11:] = torch.nan, torch.nan
+    mask = torch.zeros(2, 1, 1, 11 - start)
+    mask[1, ..., :4] = -torch.inf
+    seen = keys.transpose(2, 3)[:, :, start:11], values[:, :, start:11]
+    expected = written_out(q, *seen, mask if padded else 0.0, softcap)
+    stored = keys.to(dtype).transpose(2, 3)[:, :, start:11], values.to(dtype)[:, :, start:11]
+    found = attend_once(q.to(dtype), *stored, mask.to(dtype) if padded else None, SCALE, softcap)
+    assert_close(found.float(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype])
+
+
+def test_rows_are_summed_where_heads_share_no_keys() -> None:
+    processor = torch.device("cpu")
+    assert not sums_rows(4, 2, torch.bfloat16, processor)
+    assert not sums_rows(4, 4, torch.float32, processor)
+    assert not sums_rows(4, 4, torch.bfloat16, torch.device("meta"))
+    assert sums_rows(4, 4, torch.bfloat16, processor) == attend.HAS_PACKED_BFLOAT16

@@ -1,17 +1,23 @@
 """Softmax attention of queries over keys and values: torch's fused kernel, and plain products where they are faster.
 
-B rows, T new tokens, S tokens so far, H query heads, G key-value heads, N = H / G, K depth of a head.
+B rows, T new tokens, S tokens so far, H query heads, G key-value heads, N = H / G, K depth of a head,
+R rows of width W.
 
-In bfloat16 on a processor the fused kernel packs all keys and values again for each head and block of queries. One layer of Phi-2 (32
-heads, depth 80), 620 tokens so far, one thread: a token takes 2.3 ms by the fused kernel and 0.46 ms by products; 600 tokens 42 ms and,
-in blocks of 200, 19 ms. `benchmarks/engine.md` has the command.
+In bfloat16 on a processor the fused kernel packs all keys and values again for each head and block of queries, and a product with one
+query is set up anew for every length. Where each head has keys of its own, a token is therefore attended by what it is, sums of weighted
+rows: of the values, weighted by how much each is attended, and of the keys, stored channel by channel, weighted by the query. torch has a
+kernel for such sums, `embedding_bag`. `benchmarks/engine.md` has the times.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding_bag, scaled_dot_product_attention
+
+from salticid.quant.processor import HAS_PACKED_BFLOAT16
 
 QUERY_BLOCK = 192
 """Queries that are multiplied at a time: a bound on the scores, and few that lie beyond the diagonal."""
@@ -32,14 +38,37 @@ def attend_causally(q_1HTK: Tensor, k_1GSK: Tensor, v_1GSK: Tensor, scale: float
     return scaled_dot_product_attention(q_1HTK, k_1GSK, v_1GSK, mask_TS, scale=scale)
 
 
+def sums_rows(heads: int, groups: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Is a token attended by sums of rows? The cache must hold keys by channel then, (B, G, K, S)."""
+    return heads == groups and dtype == torch.bfloat16 and device.type == "cpu" and HAS_PACKED_BFLOAT16
+
+
 def attend_once(q_BGNK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B11S: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """One token of each row over all that stand in its cache, (B, G, N, K)."""
-    if softcap is None and not (q_BGNK.shape[2] == 1 and _products_are_faster(q_BGNK, 1)):
+    """One token of each row over all that stand in its cache, (B, G, N, K). Keys that are stored by channel come as their transpose."""
+    if k_BGSK.stride(2) == 1:
+        scores_BGKS = _sum_rows(k_BGSK.transpose(2, 3), q_BGNK * scale)
+        return _sum_rows(v_BGSK, _softmax(scores_BGKS, mask_B11S, softcap))
+    if softcap is None:
         return scaled_dot_product_attention(q_BGNK, k_BGSK, v_BGSK, mask_B11S, scale=scale)
-    # Keys first: a product with few rows on the left is the slow one. And three dimensions: with four, matmul would copy the cache.
-    scores = torch.bmm(k_BGSK.flatten(0, 1), (q_BGNK * scale).flatten(0, 1).transpose(1, 2)).transpose(1, 2)
-    weights_BGNS = _softmax(scores.unflatten(0, q_BGNK.shape[:2]), mask_B11S, softcap)
-    return torch.bmm(weights_BGNS.flatten(0, 1), v_BGSK.flatten(0, 1)).view(q_BGNK.shape)
+    scores_BGNS = (q_BGNK * scale) @ k_BGSK.transpose(2, 3)
+    return _softmax(scores_BGNS, mask_B11S, softcap) @ v_BGSK
+
+
+def _sum_rows(rows_BGRW: Tensor, weights_BG1R: Tensor) -> Tensor:
+    """The product (B, G, 1, R) @ (B, G, R, W) of rows that are a part of a wider or longer store, read where they lie."""
+    batch, groups, count, width = rows_BGRW.shape
+    step = rows_BGRW.stride(2)
+    apart = rows_BGRW.stride(1) // step
+    table = rows_BGRW.as_strided(((batch * groups - 1) * apart + count, width), (step, 1))
+    return embedding_bag(_places(batch * groups, apart, count), table, mode="sum", per_sample_weights=weights_BG1R.reshape(-1, count)).view(
+        batch, groups, 1, width
+    )
+
+
+@lru_cache(maxsize=4)
+def _places(bags: int, apart: int, count: int) -> Tensor:
+    """The rows that each bag sums, (bags, count): all layers of a step have them in common."""
+    return torch.arange(bags).mul_(apart).unsqueeze(1) + torch.arange(count)
 
 
 def _products_are_faster(q: Tensor, tokens: int) -> bool:

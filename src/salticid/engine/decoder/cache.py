@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, in one tensor that is made before it is needed and grows by blocks.
+"""Keys and values of the tokens so far, in two tensors that are made before they are needed and grow by blocks.
 
 B rows, T new tokens, S tokens so far, C tokens that there is room for, L layers, G key-value heads, K depth of a head.
 """
@@ -17,13 +17,14 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What all caches of one decoder have in common."""
+    """What all caches of one decoder have in common. keys_by_channel: keys are stored as (B, G, K, C), see `attend.sums_rows`."""
 
     layers: int
     heads: int
     depth: int
     dtype: torch.dtype
     device: torch.device
+    keys_by_channel: bool = False
 
 
 class Slot(NamedTuple):
@@ -46,26 +47,23 @@ class KeyValueCache:
         self.shape, self.length = shape, 0
         self._mask_B11C: Tensor | None = None
         self._set_padding(list(padding))
-        self._store = torch.empty(
-            2 * shape.layers, len(padding), shape.heads, _blocks(capacity), shape.depth, dtype=shape.dtype, device=shape.device
-        )
+        self._keys, self._values = self._make(len(padding), _blocks(capacity))
 
     @property
     def capacity(self) -> int:
-        return self._store.shape[3]
+        return self._keys.shape[3]
 
     @property
     def nbytes(self) -> int:
-        return self._store.nbytes
+        return self._keys.nbytes + self._values.nbytes
 
     def extend(self, tokens: int) -> list[Slot]:
         """Room for as many more tokens in each row; a slot for each layer, which must fill it."""
         start, self.length = self.length, self.length + tokens
         if self.length > self.capacity:
             self._grow()
-        new = self._store.narrow(3, start, tokens).unbind()
-        whole = self._store.narrow(3, 0, self.length).unbind()
-        return list(map(Slot, new[::2], new[1::2], whole[::2], whole[1::2]))
+        new, whole = ([store.narrow(3, *span).unbind() for store in self._both] for span in ((start, tokens), (0, self.length)))
+        return list(map(Slot, *new, *whole))
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
@@ -73,7 +71,8 @@ class KeyValueCache:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all other rows."""
-        self._store = self._store.index_select(1, torch.tensor(rows, device=self._store.device))
+        chosen = torch.tensor(rows, device=self.shape.device)
+        self._take(self._keys.index_select(1, chosen), self._values.index_select(1, chosen), self.capacity)
         self._set_padding([self.padding[row] for row in rows])
 
     def mask(self) -> Tensor | None:
@@ -94,15 +93,31 @@ class KeyValueCache:
     def put(self, row: int, other: KeyValueCache) -> None:
         """Copy a cache of one row here, so that it ends where this one ends."""
         start = self.length - other.length
-        self._store[:, row, :, :start] = 0  # what is masked is still multiplied, by zero, and must be finite
-        self._store[:, row, :, start : self.length] = other._store[:, 0, :, : other.length]
+        for store, others in zip(self._both, other._both, strict=True):
+            store[:, row, :, :start] = 0  # what is masked is still multiplied, by zero, and must be finite
+            store[:, row, :, start : self.length] = others[:, 0, :, : other.length]
+
+    @property
+    def _both(self) -> tuple[Tensor, Tensor]:
+        return self._keys, self._values
 
     def _grow(self) -> None:
-        old = self._store
-        shape = list(old.shape)
-        shape[3] = _blocks(max(self.length, shape[3] + shape[3] // 2))
-        self._store = old.new_empty(shape)
-        self._store[:, :, :, : old.shape[3]] = old
+        self._take(self._keys, self._values, _blocks(max(self.length, self.capacity + self.capacity // 2)))
+
+    def _take(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        self._keys, self._values = self._make(keys.shape[1], capacity)
+        for store, old in zip(self._both, (keys, values), strict=True):
+            store[:, :, :, : old.shape[3]] = old
+
+    def _make(self, rows: int, capacity: int) -> tuple[Tensor, Tensor]:
+        """Both stores, (L, B, G, C, K), whatever lies in them."""
+        shape = self.shape
+        outer = (shape.layers, rows, shape.heads)
+        keys, values = (
+            torch.empty(*outer, *inner, dtype=shape.dtype, device=shape.device)
+            for inner in ((shape.depth, capacity) if shape.keys_by_channel else (capacity, shape.depth), (capacity, shape.depth))
+        )
+        return (keys.transpose(3, 4) if shape.keys_by_channel else keys), values
 
 
 def _blocks(tokens: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from salticid.engine.decoder.attend import sums_rows
 from salticid.engine.decoder.attention import Attention
 from salticid.engine.decoder.cache import CacheShape
 from salticid.engine.decoder.experts import read_experts
@@ -67,13 +68,15 @@ def read_plan(model: VisionLanguageModel) -> Plan:
         raise Unplanned(f"rotary embeddings of type {base.rotary_emb.rope_type}")
     dtype, device = model.dtype, model.device
     layers = tuple(_read_layer(layer, names, config, dtype) for layer in base.layers)
+    attention = layers[0].attention
+    by_channel = sums_rows(attention.heads, attention.groups, dtype, device)
     return Plan(
         layers=layers,
         rotary=RotaryTable(base.rotary_emb, dtype, device),
         final_norm=read_norm(getattr(base, names.get("final_norm", "norm")), dtype),
         head=read_product(model.get_output_embeddings()),
         cap=getattr(config, "final_logit_softcapping", None),
-        cache=CacheShape(len(layers), layers[0].attention.groups, layers[0].attention.depth, dtype, device),
+        cache=CacheShape(len(layers), attention.groups, attention.depth, dtype, device, by_channel),
     )
 
 

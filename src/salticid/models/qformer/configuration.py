@@ -16,9 +16,9 @@ class QFormerPretrainingConfig(PreTrainedConfig):
     """Configuration of `QFormerPretrainingModel`.
 
     Args:
-        vision_config, vision_layers, vision_keep_cls, vision_drop_first, connector_config: as in `VisionLanguageConfig`, so that the
-            trained Q-Former fits the model it is meant for. The connector is of the kind "qformer"; of it, the queries and the
-            `qformer_config` are used here, and its linear layers are not: they belong to one language model.
+        vision_config, vision_layers, vision_keep_cls, vision_drop_first, vision_positions, connector_config: as in
+            `VisionLanguageConfig`, so that the trained Q-Former fits the model it is meant for. The connector is of the kind "qformer";
+            of it, the queries and the `qformer_config` are used here, and its linear layers are not: they belong to one language model.
         vocab_size, pad_token_id, start_token_id: of the text branch's tokenizer; `start_token_id` is [DEC], in place of [CLS] where
             text is generated.
         projection_size: width of the space in which photos and texts are compared.
@@ -36,6 +36,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
     vision_layers: list[int] | None = None
     vision_keep_cls: bool = False
     vision_drop_first: bool = False
+    vision_positions: bool = False
     vocab_size: int = 30523  # BERT's, and [DEC]
     pad_token_id: int | None = 0
     start_token_id: int = 30522
@@ -68,6 +69,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
             vision_layers=self.vision_layers,
             vision_keep_cls=self.vision_keep_cls,
             vision_drop_first=self.vision_drop_first,
+            vision_positions=self.vision_positions,
         )
 
     @property
