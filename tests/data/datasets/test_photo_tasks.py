@@ -6,11 +6,13 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from salticid.data.boxes import parse_boxes
+from salticid.data.boxes import encode_box, parse_boxes
 from salticid.data.conversation import Turn
-from salticid.data.datasets.photo_tasks import WRITERS, PhotoTasks
+from salticid.data.datasets.photo_tasks import WRITERS, PhotoTasks, region
 from salticid.data.records import Box, BoxedPhoto
+from salticid.data.scenes import Scene
 from salticid.errors import ConfigurationError
 
 PHOTO = BoxedPhoto(
@@ -90,3 +92,22 @@ def test_windows_move_the_boxes_with_what_is_seen(data_folder: Path) -> None:
 def test_a_window_is_a_share(window: float, data_folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="window is"):
         PhotoTasks(data_folder / "coco", window=window)
+
+
+def test_cutouts_are_pasted_and_asked_for(data_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 0, 255)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("A unicorn.")
+    source = PhotoTasks(data_folder / "flickr8k", reader="flickr8k", tasks=["refer"], turns=1, cutouts=str(tmp_path))
+    for index in range(len(source)):
+        example = source.example(index, 0)
+        assert isinstance(example.view, Scene)
+        (box,) = (region(pasted.box) for pasted in example.view.pasted)
+        assert [turn.answer for (turn,) in example.conversations] == [encode_box(box)]
+        assert "unicorn" in example.conversations[0][0].question
+
+
+def test_cutouts_need_photos_without_boxes(data_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="pasted onto photos of the reader flickr8k, not of coco"):
+        PhotoTasks(data_folder / "coco", cutouts=str(tmp_path))
+    with pytest.raises(ConfigurationError, match="most is 0"):
+        PhotoTasks(data_folder / "flickr8k", reader="flickr8k", cutouts=str(tmp_path), most=0)

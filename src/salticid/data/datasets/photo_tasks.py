@@ -16,8 +16,9 @@ from salticid.data.datasets.daquar import Daquar
 from salticid.data.datasets.flickr8k import Flickr8k
 from salticid.data.questions.captions import tidy
 from salticid.data.records import Box, BoxedPhoto
+from salticid.data.scenes import Scene, compose, read_cutouts
 from salticid.data.tasks import instruction
-from salticid.data.views import draw_view
+from salticid.data.views import View, draw_view
 from salticid.errors import ConfigurationError
 
 READERS: dict[str, Any] = {"flickr8k": Flickr8k, "daquar": Daquar, "coco": CocoObjects}
@@ -32,6 +33,7 @@ class PhotoTasks:
         reader: a key of `READERS`.
         tasks: keys of `WRITERS`; a photo that a task has nothing to say about passes it over.
         window: below 1, photos with boxes are shown through windows of at least this share of each side, mirrored half of the time.
+        cutouts: folder of cut-out pictures; up to `most` of them are pasted onto each photo, which must have captions and no boxes.
     """
 
     def __init__(
@@ -42,14 +44,21 @@ class PhotoTasks:
         turns: int = 4,
         split: str = "train",
         window: float = 1.0,
+        cutouts: str | None = None,
+        most: int = 4,
     ) -> None:
         if not 0 < window <= 1:
             raise ConfigurationError(f"window is {window}; it is the least share of a photo's sides, above 0 and at most 1")
         for what, given, known in (("reader", [reader], READERS), ("tasks", list(tasks), WRITERS)):
             if strange := [name for name in given if name not in known] or (["nothing"] if not given else []):
                 raise ConfigurationError(f"{what} names {', '.join(strange)}; known: {', '.join(known)}")
+        if most < 1:
+            raise ConfigurationError(f"most is {most}; it is how many cut-outs a photo gets at most, one or more")
+        if cutouts is not None and reader != "flickr8k":
+            raise ConfigurationError(f"cutouts are pasted onto photos of the reader flickr8k, not of {reader}")
         self.photos: list[Any] = READERS[reader](folder, split=split).photos
         self.tasks, self.turns, self.window = list(tasks), turns, window
+        self.cutouts, self.most = [] if cutouts is None else read_cutouts(cutouts), most
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -57,8 +66,11 @@ class PhotoTasks:
     def example(self, index: int, seed: int) -> Example:
         """The photo at `index` with turns drawn by `seed`; none where no task has anything to say."""
         photo, chance = self.photos[index], random.Random(f"{seed}/{index}")
-        view = draw_view(self.window, chance) if self.window < 1 and isinstance(photo, BoxedPhoto) else None
-        if view is not None:
+        view: View | Scene | None = None
+        if self.cutouts:
+            view, photo = compose(photo, self.cutouts, self.most, chance)
+        elif self.window < 1 and isinstance(photo, BoxedPhoto):
+            view = draw_view(self.window, chance)
             photo = view.of_boxes(photo)
         drawn = [turn for task in chance.choices(self.tasks, k=self.turns) for turn in WRITERS[task](photo, chance)]
         return Example((photo.path,), tuple((turn,) for turn in dict.fromkeys(drawn)), view=view)
