@@ -34,10 +34,8 @@ MIDDLE = 8
 # Rows up to which the packed kernel is used on a CPU, by dtype: it reads all weights again for every four rows, while unpacking costs the
 # same for any number of rows. A dtype without vector code is absent.
 PACKED_ROWS: dict[torch.dtype, int] = {torch.bfloat16: 128} if HAS_PACKED_BFLOAT16 else {}
-# Bytes that are worked on at a time where weights are unpacked: few enough for the processor's cache.
-WORK_BYTES = 2**22
-# Weights that become int8 are computed in int16, in steps so much finer: half the memory of float32, and its products fit as they are.
-FINER_BITS = 7
+# Of the weights that are unpacked, how many are in float32 at a time: few enough for the processor's cache.
+FLOAT_WEIGHTS = 2**20
 
 HAS_PACKED_KERNEL = hasattr(torch, "_weight_int4pack_mm_for_cpu")
 
@@ -143,12 +141,8 @@ def multiply_w8a8(x_MK: Tensor, weight_TKb: Tensor, scale_zero_GP2: Tensor, rows
     scale_GP, low_GP = _lines(scale_zero_GP2)
     step_P = torch.maximum(low_GP.abs(), (low_GP + (LEVELS - 1) * scale_GP).abs()).amax(dim=0).div_(largest_int8_weight())
     step_P.clamp_(min=torch.finfo(torch.float32).tiny)
-    unpacked = _unpacked(weight_TKb, _finer(scale_GP / step_P), _finer(low_GP / step_P + 0.5), torch.int8)
+    unpacked = _unpacked(weight_TKb, scale_GP / step_P, low_GP / step_P, torch.int8)
     return w8a8.multiply(x_MK, ((weight_Kn, step_P[first : first + weight_Kn.shape[1]]) for first, weight_Kn in unpacked), rows, bias_N)
-
-
-def _finer(steps: Tensor) -> Tensor:
-    return (steps * 2**FINER_BITS).round_().to(torch.int16)
 
 
 def unpack_and_multiply(x_MK: Tensor, weight_TKb: Tensor, scale_zero_GP2: Tensor) -> Tensor:
@@ -163,15 +157,12 @@ def _lines(scale_zero_GP2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unpacked(weight_TKb: Tensor, scale_GP: Tensor, low_GP: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of `code * scale + low` in `dtype`, transposed: (number of its first row, weight (K, n)).
-
-    Computed in the dtype of scale and low: float32, or int16, whose last `FINER_BITS` bits are cut off.
-    """
+    """Blocks of `code * scale + low` in `dtype`, transposed: (number of its first row, weight (K, n)); int8 is rounded to the nearest."""
     tiles, width, half = weight_TKb.shape
     groups = scale_GP.shape[0]
     scale_TG1j, low_TG1j = (line_GP.reshape(groups, tiles, 1, TILE).transpose(0, 1) for line_GP in (scale_GP, low_GP))
-    block, part = (min(tiles, max(1, weights // (TILE * width))) for weights in (UNPACKED_WEIGHTS, WORK_BYTES // scale_GP.itemsize))
-    values_TKj = torch.empty(part, width, TILE, dtype=scale_GP.dtype, device=weight_TKb.device)
+    block, part = (min(tiles, max(1, weights // (TILE * width))) for weights in (UNPACKED_WEIGHTS, FLOAT_WEIGHTS))
+    values_TKj = torch.empty(part, width, TILE, device=weight_TKb.device)
     for first in range(0, tiles, block):
         last = min(first + block, tiles)
         weight_KTj = torch.empty(width, last - first, TILE, dtype=dtype, device=weight_TKb.device)
@@ -180,12 +171,8 @@ def _unpacked(weight_TKb: Tensor, scale_GP: Tensor, low_GP: Tensor, dtype: torch
             codes, values = weight_TKb[start:stop], values_TKj[: stop - start]
             values[..., :half], values[..., half:] = codes & 15, codes >> 4
             grouped = values.view(stop - start, groups, -1, TILE)
-            scale, low = scale_TG1j[start:stop], low_TG1j[start:stop]
-            if values.is_floating_point():
-                torch.addcmul(low, grouped, scale, out=grouped)
-            else:  # in three passes, for torch has no vector code for all in one
-                grouped.mul_(scale).add_(low).bitwise_right_shift_(FINER_BITS)
-            weight_KTj[:, start - first : stop - first] = values.transpose(0, 1)
+            torch.addcmul(low_TG1j[start:stop], grouped, scale_TG1j[start:stop], out=grouped)
+            weight_KTj[:, start - first : stop - first] = (values if dtype.is_floating_point else values.round_()).transpose(0, 1)
         yield first * TILE, weight_KTj.view(width, -1)
 
 
