@@ -2,7 +2,7 @@
 
     python benchmarks/experts_study.py --data path/to/data
 
-Every arm starts from the embedded model's weights and runs `recipes/nano/6_experts.yaml`: the same photos in the same order, the same
+Every arm starts from the embedded model's weights and runs `recipes/nano/experts.yaml`: the same photos in the same order, the same
 steps, the same weights learning.
 
 * dense: goes on as it is.
@@ -26,7 +26,7 @@ from salticid.eval.runner import evaluate
 from salticid.train.recipe import StageRecipe, read_recipe
 from salticid.train.stage import run_stage
 
-RECIPE = Path("recipes/nano/6_experts.yaml")
+RECIPE = Path("recipes/nano/experts.yaml")
 ARMS: dict[str, list[str]] = {
     "dense": ["experts=null"],
     "sparse": [],

@@ -68,6 +68,19 @@ def test_every_row_is_its_single_answer(vlm: VisionLanguage, prompts: Prompts, o
     assert together(decoder, prompts, chosen) == expected
 
 
+def test_a_repeated_prompt_is_read_once(vlm: VisionLanguage, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, chosen = make_decoder(vlm.model), GenerationOptions(max_new_tokens=STEPS)
+    repeated = [prompts[0], prompts[1], prompts[1], dict(prompts[1]), prompts[2], prompts[1]]
+    expected = alone(decoder, repeated, chosen)
+    read: list[int] = []
+    prefill = type(decoder).prefill
+    monkeypatch.setattr(type(decoder), "prefill", lambda self, x_TD, cache: (read.append(len(x_TD)), prefill(self, x_TD, cache))[1])
+    for prefixes in (None, PrefixCache(decoder)):
+        read.clear()
+        assert together(decoder, repeated, chosen, prefixes=prefixes) == expected
+        assert len(read) == 4
+
+
 def test_rows_end_when_they_end(vlm: VisionLanguage, prompts: Prompts) -> None:
     decoder, options = make_decoder(vlm.model), GenerationOptions(max_new_tokens=STEPS)
     expected = alone(decoder, prompts, options)

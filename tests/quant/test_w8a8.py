@@ -169,7 +169,7 @@ def test_the_embedded_model_answers_a_photo_as_before(monkeypatch: pytest.Monkey
 
     photo = read_photo(PHOTO)
     twin = logits(salticid.load("nano", precision="fp32"))
-    eight = salticid.load("nano", precision="int8")
+    eight = salticid.load("nano")
     monkeypatch.setattr(w8a8, "LEAST_SIDE", 1)
     agree = {}
     for channels in (w8a8.EXACT_CHANNELS, 0):

@@ -77,6 +77,7 @@ class _Batch:
         longest = max(map(len, ids))
         self.cache = KeyValueCache(decoder.plan.cache, longest + max(limits), [longest - len(ids_T) for ids_T in ids])
         self.cache.length = longest
+        self._latest: tuple[Tensor, KeyValueCache, Tensor] | None = None
 
     def run(self) -> None:
         for row, prompt in zip(self.rows, self.prompts, strict=True):
@@ -94,10 +95,15 @@ class _Batch:
                     self._decide(row, logits_V)
 
     def _read(self, number: int, prompt: Prompt) -> Tensor:
+        """Logits of the first word. A prompt like the one before, as where several answers are drawn to one question, is not read again."""
         x_TD = embed_prompt(self.decoder.model, prompt)
+        if self._latest is not None and torch.equal(x_TD, self._latest[0]):
+            self.cache.put(number, self._latest[1])
+            return self._latest[2].clone()
         cache = self.decoder.new_cache(len(x_TD)) if self.prefixes is None else self.prefixes.take(x_TD, len(x_TD))
         logits_V = self.decoder.prefill(x_TD[cache.length :], cache)
         self.cache.put(number, cache)
+        self._latest = x_TD, cache, logits_V.clone()
         if self.prefixes is not None:
             self.prefixes.keep(x_TD, cache)
         return logits_V

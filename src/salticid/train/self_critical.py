@@ -11,7 +11,7 @@ B rows of the batch, T tokens, A answers of a row, S samples of a photo.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,10 @@ import torch
 from salticid.data.collate import Collator, answer_index
 from salticid.data.conversation import Example, Source, Turn
 from salticid.data.questions.captions import DESCRIBE
+from salticid.engine.vision_language import VisionLanguage
 from salticid.errors import ConfigurationError
 from salticid.scorers.captions import CiderD
+from salticid.train.freezing import DTYPES, learning_parameters
 from salticid.train.recipe import SelfCriticalRecipe
 from salticid.train.trainer import StageTrainer
 
@@ -58,6 +60,7 @@ class SelfCriticalTrainer(StageTrainer):
         self.collate.max_length = None  # drawn captions are found again by their place in the row: none may be left out
         self.reward = CiderD(_references(sources), mark_end=True)
         self._rewards: list[float] = []
+        self._copy: Any = None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         examples: list[Example] = inputs["examples"]
@@ -74,31 +77,23 @@ class SelfCriticalTrainer(StageTrainer):
             self._rewards = []
         super().log(logs, start_time)
 
-    @torch.no_grad()
     def _draw(self, model: Any, examples: Sequence[Example]) -> list[Scored]:
         if not examples:
             return []
-        prompt = self.collate.template.prompt([Turn(DESCRIBE, "")], images=1)
-        inputs = self.collate.processor(images=[example.images[0] for example in examples], text=[prompt] * len(examples)).to(model.device)
-        learning = model.training
-        model.eval()
-        # Compiled code is specialised for training; a cache of another length at every token would compile it again and again.
-        with self.autocast_smart_context_manager(), torch.compiler.set_stance("force_eager"):
-            features = model.get_image_features(inputs.pop("pixel_values"))
-            ids = model.generate(
-                **inputs,
-                image_features=features,
-                do_sample=True,
-                temperature=self.drawing.temperature,
-                top_k=0,
-                num_return_sequences=self.drawing.samples,
-                max_new_tokens=self.drawing.max_new_tokens,
-            )
-        model.train(learning)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        texts = [text.strip() for text in self.collate.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
         size = self.drawing.samples
+        asked = [(example.images[0], DESCRIBE) for example in examples for _ in range(size)]
+        options = {"temperature": self.drawing.temperature, "max_new_tokens": self.drawing.max_new_tokens}
+        texts = [text.strip() for text in self._writer(model).ask_many(asked, batch_size=len(asked), **options)]
         return [self._score(example, texts[row * size : (row + 1) * size]) for row, example in enumerate(examples)]
+
+    @torch.no_grad()
+    def _writer(self, model: Any) -> VisionLanguage:
+        """The model as it is now, as users ask it: a copy in the dtype of the arithmetic, whose engine reads the weights anew."""
+        if self._copy is None:
+            self._copy = deepcopy(model).to(DTYPES[self.recipe.precision]).requires_grad_(False)
+        for name, parameter in learning_parameters(model).items():
+            self._copy.get_parameter(name).copy_(parameter)
+        return VisionLanguage(self._copy, self.collate.processor)
 
     def _score(self, example: Example, captions: Sequence[str]) -> Scored:
         # A turn without an answer is an open question to the template; a caption of one full stop scores as nothing too.

@@ -1,0 +1,95 @@
+"""Does a model find what was pasted onto photos that it never saw? Scenes of known truth, on Flickr8k's `dev` photos.
+
+    python benchmarks/locate_scenes.py runs/tinygpt_v/nano_stage4 --data path/to/data --cutouts parts/stamps --pictures runs/scenes
+
+The cut-outs are those of training; photos, places and sizes are new. Each scene is asked for one of its cut-outs, and for the same cut-out
+on the bare photo, where it is not: a model that does not look gives the same box both times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image, ImageDraw
+
+import salticid
+from salticid.data.boxes import GRID, Region, encode_box, parse_boxes
+from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets.photo_tasks import lone_objects, region
+from salticid.data.records import Box
+from salticid.data.scenes import compose, read_cutouts
+from salticid.data.tasks import instruction
+from salticid.scorers.boxes import box_accuracy, box_iou
+
+Scenes = list[tuple[Image.Image, Image.Image, Box]]
+WHOLE = encode_box(Region(0.0, 0.0, 1.0, 1.0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="locating cut-outs on photos")
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds flickr8k/")
+    parser.add_argument("--cutouts", type=Path, default=Path("parts/stamps"))
+    parser.add_argument("--most", type=int, default=3, help="cut-outs on a photo, at most")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--pictures", type=Path, help="folder for the first dozen, truth in green and answer in red")
+    options = parser.parse_args()
+    scenes = draw_scenes(options.data, options.cutouts, options.most, options.count)
+    vlm = salticid.load(options.model)
+    answers = {
+        "the scene": vlm.ask_many([(scene, question(box)) for scene, _, box in scenes], max_new_tokens=40),
+        "the bare photo": vlm.ask_many([(photo, question(box)) for _, photo, box in scenes], max_new_tokens=40),
+        "always the whole photo": [WHOLE] * len(scenes),
+        "always the middle half": [encode_box(Region(0.25, 0.25, 0.75, 0.75))] * len(scenes),
+    }
+    print(f"| asked about {len(scenes)} scenes | overlaps by more than a half | mean intersection over union | gives a box |")
+    print("|---|---:|---:|---:|")
+    for name, written in answers.items():
+        print(f"| {name} | " + " | ".join(f"{figure:.3f}" for figure in score(written, scenes)) + " |")
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        for number, ((scene, _, box), answer) in enumerate(zip(scenes[:12], answers["the scene"], strict=False)):
+            show(scene, box, answer).save(options.pictures / f"{number:02}.png")
+
+
+def draw_scenes(data: Path, cutouts: Path, most: int, count: int) -> Scenes:
+    named, scenes = read_cutouts(cutouts), []
+    for number, photo in enumerate(Flickr8k(data / "flickr8k", "dev").photos):
+        scene, record = compose(photo, named, most, random.Random(f"locate/{number}"))
+        if (boxes := lone_objects(record)) and len(scenes) < count:
+            bare = Image.open(photo.path).convert("RGB")
+            scenes.append((scene.of_image(bare), bare, boxes[0]))
+    return scenes
+
+
+def question(box: Box) -> str:
+    return instruction("refer", box.category)
+
+
+def score(answers: list[str], scenes: Scenes) -> tuple[float, float, float]:
+    """Share above a half, mean overlap, and share with a box, on the grid of answers."""
+    found = [corners(boxes[0]) if (boxes := parse_boxes(answer)) else None for answer in answers]
+    truths = [corners(region(box)) for _, _, box in scenes]
+    overlaps = [0.0 if box is None else box_iou(box, truth) for box, truth in zip(found, truths, strict=True)]
+    return box_accuracy(found, truths).score, fmean(overlaps), sum(box is not None for box in found) / len(found)
+
+
+def corners(box: Region) -> tuple[float, float, float, float]:
+    return box.left * GRID, box.top * GRID, box.right * GRID, box.bottom * GRID
+
+
+def show(scene: Image.Image, box: Box, answer: str) -> Image.Image:
+    picture = scene.copy()
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle(region(box).pixels(*picture.size), outline="lime")
+    for found in parse_boxes(answer)[:1]:
+        draw.rectangle(found.pixels(*picture.size), outline="red")
+    draw.text((3, 3), box.category, fill="yellow")
+    return picture
+
+
+if __name__ == "__main__":
+    main()
