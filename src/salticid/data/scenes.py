@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ MOST_WORDS = 4
 COVERED = 0.15
 """Share of the smaller of two cut-outs that the other may cover."""
 TRIES = 8
+LARGEST = 320
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +66,25 @@ class Scene:
         for each in self.pasted:
             left, top = round(each.box.left * scene.width), round(each.box.top * scene.height)
             size = max(1, round(each.box.width * scene.width)), max(1, round(each.box.height * scene.height))
-            try:
-                with Image.open(each.path) as opened:
-                    whole = opened.convert("RGBA")
-            except (OSError, SyntaxError) as error:
-                raise ImageError(f"{each.path} is damaged: {error}; fetch it again") from error
-            picture = whole.crop(whole.getchannel("A").getbbox()).resize(size, Image.Resampling.BILINEAR)
+            picture = _open(each.path).resize(size, Image.Resampling.BILINEAR)
             picture = ImageOps.mirror(picture) if each.mirrored else picture
             scene.paste(picture, (left, top), picture)
         return scene
+
+
+@lru_cache(maxsize=512)
+def _open(path: Path) -> Image.Image:
+    """What is not transparent of a cut-out, at most `LARGEST` pixels wide and high: large ones would take longer to open than to learn."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            whole = opened.convert("RGBA")
+    except (OSError, SyntaxError) as error:
+        raise ImageError(f"{path} is damaged: {error}; fetch it again") from error
+    picture = whole.crop(whole.getchannel("A").getbbox())
+    picture.thumbnail((LARGEST, LARGEST))
+    return picture
 
 
 def read_cutouts(folder: str | os.PathLike[str]) -> list[CutOut]:
