@@ -77,7 +77,7 @@ class _Batch:
         longest = max(map(len, ids))
         self.cache = KeyValueCache(decoder.plan.cache, longest + max(limits), [longest - len(ids_T) for ids_T in ids])
         self.cache.length = longest
-        self._latest: tuple[Tensor, KeyValueCache, Tensor] | None = None
+        self._latest: tuple[Tensor, Tensor] | None = None
 
     def run(self) -> None:
         for row, prompt in zip(self.rows, self.prompts, strict=True):
@@ -98,12 +98,12 @@ class _Batch:
         """Logits of the first word. A prompt like the one before, as where several answers are drawn to one question, is not read again."""
         x_TD = embed_prompt(self.decoder.model, prompt)
         if self._latest is not None and torch.equal(x_TD, self._latest[0]):
-            self.cache.put(number, self._latest[1])
-            return self._latest[2].clone()
+            self.cache.copy(number - 1, number)
+            return self._latest[1].clone()
         cache = self.decoder.new_cache(len(x_TD)) if self.prefixes is None else self.prefixes.take(x_TD, len(x_TD))
         logits_V = self.decoder.prefill(x_TD[cache.length :], cache)
         self.cache.put(number, cache)
-        self._latest = x_TD, cache, logits_V.clone()
+        self._latest = x_TD, logits_V.clone()
         if self.prefixes is not None:
             self.prefixes.keep(x_TD, cache)
         return logits_V

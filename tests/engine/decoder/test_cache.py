@@ -77,6 +77,17 @@ def test_rows_of_unequal_length_end_together(shape: CacheShape) -> None:
     assert mask[:, 0, 0].tolist() == [[-torch.inf, -torch.inf, 0, 0, 0]]
 
 
+def test_a_row_is_copied(shape: CacheShape) -> None:
+    batch = KeyValueCache(shape, 6, padding=[0, 1, 1])
+    batch.length = 4
+    for row, first in enumerate((10.0, 20.0)):
+        single = KeyValueCache(shape, 4)
+        write(single, torch.arange(first, first + 4 - row))
+        batch.put(row, single)
+    batch.copy(1, 2)
+    assert [read(batch, 1, row) for row in range(3)] == [[110, 111, 112, 113], [0, 120, 121, 122], [0, 120, 121, 122]]
+
+
 def test_rows_of_equal_length_need_no_mask(shape: CacheShape) -> None:
     batch = KeyValueCache(shape, 6, padding=[0, 3, 0])
     batch.keep([0, 2])

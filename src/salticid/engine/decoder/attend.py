@@ -50,8 +50,10 @@ def attend_once(q_BGNK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B11S: Tenso
         return _sum_rows(v_BGSK, _softmax(scores_BGKS, mask_B11S, softcap))
     if softcap is None:
         return scaled_dot_product_attention(q_BGNK, k_BGSK, v_BGSK, mask_B11S, scale=scale)
-    scores_BGNS = (q_BGNK * scale) @ k_BGSK.transpose(2, 3)
-    return _softmax(scores_BGNS, mask_B11S, softcap) @ v_BGSK
+    # Keys first: a product with few rows on the left is the slow one. And three dimensions: with four, matmul would copy the cache.
+    scores = torch.bmm(k_BGSK.flatten(0, 1), (q_BGNK * scale).flatten(0, 1).transpose(1, 2)).transpose(1, 2)
+    weights_BGNS = _softmax(scores.unflatten(0, q_BGNK.shape[:2]), mask_B11S, softcap)
+    return torch.bmm(weights_BGNS.flatten(0, 1), v_BGSK.flatten(0, 1)).view(q_BGNK.shape)
 
 
 def _sum_rows(rows_BGRW: Tensor, weights_BG1R: Tensor) -> Tensor:

@@ -97,6 +97,11 @@ class KeyValueCache:
             store[:, row, :, :start] = 0  # what is masked is still multiplied, by zero, and must be finite
             store[:, row, :, start : self.length] = others[:, 0, :, : other.length]
 
+    def copy(self, row: int, other: int) -> None:
+        """Give row `other`, of the same length, what `row` holds."""
+        for store in self._both:
+            store[:, other] = store[:, row]
+
     @property
     def _both(self) -> tuple[Tensor, Tensor]:
         return self._keys, self._values
