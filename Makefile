@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 # pip by itself says little while it fetches some 250 MB.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Whatever the kernels are compiled from; see hatch_build.py.
+BUILT_FROM := pyproject.toml hatch_build.py src/salticid/quant/native/kernels.c src/salticid/quant/native/build.py
+
 .PHONY: demo test check lint parts stamps nano clean
 
 demo: $(VENV)/.core
@@ -37,12 +40,12 @@ lint: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.core: $(BUILT_FROM) | $(VENV)/bin/python
 	@echo "Installing Salticid and what it needs (PyTorch is the largest part)..."
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.dev: $(BUILT_FROM) | $(VENV)/bin/python
 	@echo "Installing Salticid with its development tools..."
 	$(PIP) install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/.core

@@ -24,6 +24,14 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where our own kernels were not compiled or the processor cannot run them: torch's serve."""
+    from salticid.quant import native
+
+    monkeypatch.setattr(native, "available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model folder with random weights, built like the embedded model; do not write to it."""

@@ -59,6 +59,7 @@ def test_every_kernel_is_timed_and_one_is_used(precision: str) -> None:
 
 
 @pytest.mark.skipif(largest_int8_weight() < 127, reason="this processor multiplies 8-bit integers slowly")
+@pytest.mark.usefixtures("torch_kernels")
 def test_size_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     def used(rows: int) -> str:
         return next(time.kernel for time in time_kernels((64, 128), "int8", rows, 1, Clock()) if time.prompts)
@@ -68,6 +69,7 @@ def test_size_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert used(200) == "8-bit activations"
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_kernels_that_would_be_wrong_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for largest, expected in ((127, (3, 3)), (64, (2, 3)), (0, (2, 2))):
         monkeypatch.setattr(kernels, "largest_int8_weight", lambda largest=largest: largest)

@@ -16,6 +16,8 @@ from salticid.models.moe.experts import Experts, FeedForwardShape
 from salticid.quant.expert_products import fuse_experts
 from salticid.quant.experts import Int4Experts, Int8Experts
 
+pytestmark = pytest.mark.usefixtures("torch_kernels")
+
 KINDS: dict[str, Callable[[Experts], Any]] = {
     "float": lambda experts: experts,
     "int8": Int8Experts.from_float,

@@ -14,6 +14,8 @@ from salticid.models.moe.experts import Experts, FeedForwardShape
 from salticid.quant import int4
 from salticid.quant.experts import Int4Experts, Int8Experts
 
+pytestmark = pytest.mark.usefixtures("torch_kernels")
+
 KINDS: dict[str, Any] = {"int8": Int8Experts.from_float, "int4": lambda experts: Int4Experts.from_float(experts, 32, scaled=True)}
 
 

@@ -25,6 +25,8 @@ from salticid.quant.int4 import (
     unpack,
 )
 
+pytestmark = pytest.mark.usefixtures("torch_kernels")
+
 Operations = Callable[[nn.Module, torch.Tensor], list[str]]
 RunsPacked = Callable[[nn.Module, torch.Tensor], bool]
 

@@ -12,6 +12,8 @@ from salticid.errors import ConfigurationError
 from salticid.quant import int8
 from salticid.quant.int8 import Int8Embedding, Int8Linear, dequantize, dequantize_and_multiply, quantize_rows
 
+pytestmark = pytest.mark.usefixtures("torch_kernels")
+
 Operations = Callable[[nn.Module, torch.Tensor], list[str]]
 RunsPacked = Callable[[nn.Module, torch.Tensor], bool]
 

@@ -16,6 +16,8 @@ from salticid.quant.int8 import Int8Linear
 from salticid.quant.kernels import SideBySide, can_fuse, fuse
 from salticid.quant.processor import HAS_PACKED_BFLOAT16, largest_int8_weight
 
+pytestmark = pytest.mark.usefixtures("torch_kernels")
+
 Make = Callable[[nn.Linear], nn.Module]
 Operations = Callable[[Callable[[Tensor], Tensor], Tensor], list[str]]
 KINDS: dict[str, Make] = {

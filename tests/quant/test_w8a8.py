@@ -17,7 +17,10 @@ from salticid.quant.processor import largest_int8_weight
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "cat.jpg"
 
-pytestmark = pytest.mark.skipif(largest_int8_weight() < 127, reason="this processor multiplies 8-bit integers slowly")
+pytestmark = [
+    pytest.mark.skipif(largest_int8_weight() < 127, reason="this processor multiplies 8-bit integers slowly"),
+    pytest.mark.usefixtures("torch_kernels"),
+]
 
 
 def activations(rows: int, width: int, outliers: tuple[int, ...] = ()) -> Tensor:

@@ -19,7 +19,7 @@ from salticid.bench.speed import Clock, Spread
 from salticid.bench.subject import BITS, compute_dtype
 from salticid.errors import InputError
 from salticid.models import VisionLanguageConfig
-from salticid.quant import int4, int8
+from salticid.quant import int4, int8, native
 from salticid.quant.kernels import choose_kernel, dtype_inside
 from salticid.quant.plan import DEFAULT_GROUP
 from salticid.quant.processor import largest_int8_weight
@@ -101,9 +101,10 @@ def time_kernels(
 
 
 def kernels_of(precision: str) -> dict[str, Build]:
-    """By name; 8-bit activations only where the processor adds such products up exactly."""
+    """By name; 8-bit activations only where the processor adds such products up exactly, and our own only where they were compiled."""
     exact = precision in BITS and largest_int8_weight() >= NEEDED_WEIGHT[BITS[precision]]
-    return {name: build for name, build in KERNELS[precision].items() if exact or name != "8-bit activations"}
+    lacking = {name for name, there in (("8-bit activations", exact), ("native", native.available())) if not there}
+    return {name: build for name, build in KERNELS[precision].items() if name not in lacking}
 
 
 def _time(calls: list[Call], x: Tensor, rounds: int, clock: Clock) -> Spread:
@@ -153,11 +154,13 @@ KERNELS: dict[str, dict[str, Build]] = {
     "fp32": {"plain": _plain},
     "bf16": {"plain": _plain},
     "int8": {
+        "native": partial(_eight, native.int8_multiply),
         "packed": partial(_eight, _eight_packed),
         "8-bit activations": partial(_eight, int8.multiply_w8a8),
         "unpacked": partial(_eight, int8.unpack_and_multiply),
     },
     "int4": {
+        "native": partial(_four, native.int4_multiply),
         "packed": partial(_four, _four_packed),
         "8-bit activations": partial(_four, int4.multiply_w8a8),
         "unpacked": partial(_four, _four_unpacked),

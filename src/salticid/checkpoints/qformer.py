@@ -21,6 +21,7 @@ from salticid.models import SalticidImageProcessor, VisionLanguageModel
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
 from salticid.models.qformer.pretraining import connector_weights, text_feed_forward
 
+CELLS = "cell_head."  # an objective that an earlier run need not have had, nor a later one
 WORDS = ("embeddings.word_embeddings.weight", "word_head.bias")
 
 
@@ -121,7 +122,9 @@ def _model_type(folder: Path) -> str:
 
 def _from_earlier(folder: Path, model: QFormerPretrainingModel) -> tuple[dict[str, Tensor], Iterable[str]]:
     weights = load_qformer(folder)[0].state_dict()
-    return {name: weight for name, weight in weights.items() if not name.startswith("vision_tower.")}, ()
+    own = {name for name in model.state_dict() if name.startswith(CELLS)}
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("vision_tower.") and (not name.startswith(CELLS) or own)}
+    return kept, own
 
 
 def _from_bert(folder: Path, model: QFormerPretrainingModel) -> tuple[dict[str, Tensor], Iterable[str]]:

@@ -1,4 +1,4 @@
-"""Captioned photos for Q-Former pretraining: each with one of its captions, drawn anew in every epoch."""
+"""Photos with texts for Q-Former pretraining: each with one of its captions, or with what is true of the view that it is shown in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from salticid.data.mixture import shuffled
 from salticid.data.records import CaptionedPhoto
 from salticid.errors import DataError, ImageError
 from salticid.models.photos import read_photo
-from salticid.train.data import build_sources
+from salticid.train.data import TrainingData, build_sources
 from salticid.train.qformer_recipe import CaptionDataRecipe
 from salticid.train.recipe import DataRecipe
 from salticid.train.tally import Tally
@@ -103,6 +103,25 @@ class CaptionPairs(Dataset[dict[str, Any]]):
 def _said(caption: str) -> Example:
     """For the augmentation, which leaves a photo unmirrored whose words name a side."""
     return Example((), ((Turn("", caption),),))
+
+
+class DrawnPairs(Dataset[dict[str, Any]]):
+    """Pairs of a mixture whose examples are drawn anew: the view of a photo, and all answers of the example as one text.
+
+    Every item counts as a photo of its own, for its text need not be true of another view of the same.
+    """
+
+    def __init__(self, data: TrainingData):
+        self.data, self.tally = data, data.tally
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """`photo` (the item's number), `caption` and `image`."""
+        example = self.data[item]
+        caption = " ".join(turn.answer for turns in example.conversations for turn in turns)
+        return {"photo": item, "caption": caption, "image": example.images[0]}
 
 
 class CaptionCollator:

@@ -19,16 +19,18 @@ from salticid.engine.catalog import find_model
 from salticid.errors import CheckpointError, ConfigurationError
 from salticid.models import SalticidImageProcessor
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
-from salticid.train.captioned import CaptionCollator, CaptionPairs, captioned_photos
+from salticid.train.captioned import CaptionCollator, CaptionPairs, DrawnPairs, captioned_photos
+from salticid.train.data import TrainingData
 from salticid.train.feature_cache import cached_features
 from salticid.train.freezing import learning_parameters
 from salticid.train.publish import publishing
 from salticid.train.qformer_recipe import QFormerRecipe
+from salticid.train.recipe import DataRecipe
 from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
 from salticid.train.tally import Tally
 from salticid.train.trainer import ResumableTrainer, training_arguments
 
-LOSSES = ("contrastive_loss", "matching_loss", "generation_loss")
+LOSSES = ("contrastive_loss", "matching_loss", "generation_loss", "locality_loss")
 
 
 def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool = False) -> Path:
@@ -62,12 +64,12 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
     report = {
         "recipe": recipe.model_dump(mode="json"),
         "losses": next(
-            ({name: entry[name] for name in LOSSES} for entry in reversed(trainer.state.log_history) if LOSSES[0] in entry), None
+            ({name: entry[name] for name in LOSSES if name in entry} for entry in reversed(trainer.state.log_history) if LOSSES[0] in entry), None
         ),
         "temperature": model.temperature.item(),
         "steps": result.global_step,
         "examples": len(data),
-        "photos": len(data.photos),
+        "photos": len(data.photos) if isinstance(data, CaptionPairs) else sum(map(len, data.data.mixture.sources)),
         "seconds": round(trainer.seconds),
         "resumed_from": last and last.name,
         "torch": torch.__version__,
@@ -119,7 +121,11 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"cannot read a tokenizer from {folder}: {str(error).splitlines()[0]}") from error
 
 
-def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> CaptionPairs:
+def _data(
+    recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor
+) -> CaptionPairs | DrawnPairs:
+    if recipe.data.captions == "drawn":
+        return DrawnPairs(_drawn(recipe))
     photos, schedule, features = captioned_photos(recipe.data), recipe.schedule, None
     if recipe.data.cache:
         if torch.accelerator.is_available():
@@ -134,8 +140,16 @@ def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor
     return CaptionPairs(photos, length, recipe.seed, augmentation, Tally(recipe.data.max_unreadable), features)
 
 
+def _drawn(recipe: QFormerRecipe) -> TrainingData:
+    given = recipe.data
+    data = DataRecipe(
+        folder=given.folder, sources=given.sources, flip=given.flip, crop=given.crop, max_unreadable=given.max_unreadable, workers=given.workers
+    )
+    return TrainingData(data, (recipe.schedule.steps or 1) * recipe.schedule.step_examples, recipe.seed)
+
+
 class QFormerTrainer(ResumableTrainer):
-    """Trains all but the tower at one learning rate, and logs the three losses apart."""
+    """Trains all but the tower at one learning rate, and logs its losses apart."""
 
     recipe: QFormerRecipe
 
@@ -159,7 +173,8 @@ class QFormerTrainer(ResumableTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         outputs = model(**inputs, label_smoothing=self.recipe.label_smoothing)
         for name in LOSSES:
-            self._sums[name] = self._sums.get(name, 0) + outputs[name].detach()
+            if outputs.get(name) is not None:
+                self._sums[name] = self._sums.get(name, 0) + outputs[name].detach()
         self._batches += 1
         return outputs.loss
 

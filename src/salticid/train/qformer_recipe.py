@@ -16,14 +16,15 @@ from salticid.train.recipe import ScheduleRecipe, SourceRecipe, Strict
 class CaptionDataRecipe(Strict):
     """Captioned photos. `folder` is the root of all data sets.
 
-    captions: "references", what data sets give as people's captions of a photo; or "answers", for data sets whose every answer is a
-    caption, such as coco_caption. cache: compute what the frozen tower sees of each photo once, and keep it on disk as float16, so that
+    captions: "references", what data sets give as people's captions of a photo; "answers", for data sets whose every answer is a caption,
+    such as coco_caption; or "drawn", the answers of an example that is drawn anew each time, one after the other, beside the view of its
+    photo for which they are true: for scenes, windows and mixtures by weight. cache: compute what the frozen tower sees of each photo once, and keep it on disk as float16, so that
     a step costs the Q-Former alone; photos are then shown one way only.
     """
 
     folder: Path = Path("data")
     sources: list[SourceRecipe] = Field(min_length=1)
-    captions: Literal["references", "answers"] = "references"
+    captions: Literal["references", "answers", "drawn"] = "references"
     max_tokens: int = Field(default=32, ge=3, description="longest caption, with its [CLS] and [SEP]")
     flip: bool = False
     crop: float = Field(default=1.0, gt=0, le=1)
@@ -35,7 +36,9 @@ class CaptionDataRecipe(Strict):
     def _shows_one_view(self) -> CaptionDataRecipe:
         if self.cache and (self.flip or self.crop < 1):
             raise ValueError("cached features are of one view per photo: set flip to false and crop to 1, or cache to false")
-        if any(source.weight != 1 for source in self.sources):
+        if self.captions == "drawn" and self.cache:
+            raise ValueError("cached features are of one view per photo, and drawn captions come with views of their own: set cache to false")
+        if self.captions != "drawn" and any(source.weight != 1 for source in self.sources):
             raise ValueError("every photo is shown once per epoch, whatever its data set's weight; leave the weights out")
         return self
 
@@ -74,6 +77,8 @@ class QFormerRecipe(Strict):
     def _has_negatives(self) -> QFormerRecipe:
         if self.schedule.batch_size < 2:
             raise ValueError("schedule.batch_size is 1, but a photo is told from the others of its batch: give 2 or more")
+        if self.data.captions == "drawn" and self.schedule.steps is None:
+            raise ValueError("a mixture that is drawn anew has no epochs: give schedule.steps")
         if self.schedule.min_lr > self.learning_rate:
             raise ValueError(f"schedule.min_lr {self.schedule.min_lr} is above learning_rate {self.learning_rate}; lower it")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
         vocab_size, pad_token_id, start_token_id: of the text branch's tokenizer; `start_token_id` is [DEC], in place of [CLS] where
             text is generated.
         projection_size: width of the space in which photos and texts are compared.
+        local_queries: each query also answers for one cell of the photo, see `locality_loss`; their number must be a square.
 
     Raises:
         ConfigurationError: a part is unknown, or two parts do not fit; the message names both sizes.
@@ -41,6 +43,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     start_token_id: int = 30522
     projection_size: int = 256
+    local_queries: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         own = [field.name for field in fields(type(self)) if field.name in type(self).__annotations__]
@@ -51,6 +54,9 @@ class QFormerPretrainingConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.connector_config.kind != "qformer":
             raise ConfigurationError(f"Q-Former pretraining has a connector of kind {self.connector_config.kind!r}; set it to 'qformer'")
+        queries = self.connector_config.queries
+        if self.local_queries and math.isqrt(queries) ** 2 != queries:
+            raise ConfigurationError(f"{queries} queries are no square of cells; with local_queries give 16, 25, 36, ...")
         for name in ("start_token_id", "pad_token_id"):
             if (value := getattr(self, name)) is not None and not 0 <= value < self.vocab_size:
                 raise ConfigurationError(f"{name} is {value} but the text branch has {self.vocab_size} tokens")

@@ -1,9 +1,11 @@
-"""BLIP-2's contrastive loss and its hard negatives, as functions of one similarity matrix.
+"""BLIP-2's contrastive loss and its hard negatives, as functions of one similarity matrix; and what keeps queries in their places.
 
-B batch; entry [i, j] of a (B, B) matrix is of photo i and text j.
+B batch; entry [i, j] of a (B, B) matrix is of photo i and text j. N patches, Q queries, D width of the tower.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch.nn import functional as F
@@ -36,3 +38,15 @@ def hard_negatives(logits_BB: torch.Tensor, same_BB: torch.Tensor) -> tuple[torc
     if not len(rows_R):
         return rows_R, rows_R
     return rows_R, torch.multinomial(others_RB.softmax(dim=1), 1).flatten()
+
+
+def locality_loss(told_BQD: torch.Tensor, features_BND: torch.Tensor) -> torch.Tensor:
+    """Share of what the cells' features vary by from photo to photo that the queries do not tell: 1 where they tell the mean alone.
+
+    Both grids are square; query by query, row by row, each tells the mean feature of its cell. Queries that answer for the whole photo
+    lose where things are (Honeybee, arXiv 2312.06742, which gives its connector locality in other ways).
+    """
+    side, patches = math.isqrt(told_BQD.shape[1]), math.isqrt(features_BND.shape[1])
+    grid_BDhw = features_BND.float().transpose(1, 2).unflatten(2, (patches, patches))
+    cells_BQD = F.adaptive_avg_pool2d(grid_BDhw, side).flatten(2).transpose(1, 2)
+    return F.mse_loss(told_BQD.float(), cells_BQD) / cells_BQD.var(dim=0).mean().clamp(min=torch.finfo(torch.float32).tiny)

@@ -8,6 +8,9 @@ Three objectives on one Q-Former (arXiv 2301.12597, section 3.2), which differ i
 
 Under the last mask the queries see no text, so that one pass gives the queries of ITC and the text of ITG.
 
+With `local_queries` there is a fourth, which needs no text: each query tells what the tower sees in one cell of the photo, so that where
+things are stays readable from what the queries say.
+
 B batch, N patches, D width, Q queries, T text tokens, S queries and text together, P projection, V vocabulary, I photos.
 """
 
@@ -28,7 +31,7 @@ from transformers.utils.generic import ModelOutput
 
 from salticid.errors import InputError
 from salticid.models.qformer.configuration import QFormerPretrainingConfig
-from salticid.models.qformer.losses import contrastive_loss, hard_negatives, same_photo
+from salticid.models.qformer.losses import contrastive_loss, hard_negatives, locality_loss, same_photo
 from salticid.models.vision import VisionTower
 
 IGNORE_INDEX = -100
@@ -39,12 +42,13 @@ START_TEMPERATURE = 0.07
 
 @dataclass
 class QFormerPretrainingOutput(ModelOutput):
-    """`loss` is the sum of the other three; `similarity` (B, B) is of each photo (row) with each text, -1 to 1."""
+    """`loss` is the sum of the other three or four; `similarity` (B, B) is of each photo (row) with each text, -1 to 1."""
 
     loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     matching_loss: torch.Tensor | None = None
     generation_loss: torch.Tensor | None = None
+    locality_loss: torch.Tensor | None = None
     similarity: torch.Tensor | None = None
 
 
@@ -89,6 +93,7 @@ class QFormerPretrainingModel(PreTrainedModel):
         self.text_projection = nn.Linear(width, config.projection_size)
         self.match_head = nn.Linear(width, 2)
         self.word_head = WordHead(qformer)
+        self.cell_head = nn.Linear(width, qformer.encoder_hidden_size) if config.local_queries else None
         self.temperature = nn.Parameter(torch.tensor(START_TEMPERATURE))
         self.post_init()
 
@@ -128,7 +133,11 @@ class QFormerPretrainingModel(PreTrainedModel):
         contrastive = contrastive_loss(logits_BB, same_BB, label_smoothing)
         matching = self._matching_loss(image_features, input_ids, attention_mask, logits_BB, same_BB)
         generation = self._generation_loss(words_BTD, input_ids, attention_mask, label_smoothing)
-        return QFormerPretrainingOutput(contrastive + matching + generation, contrastive, matching, generation, similarity_BB)
+        loss, locality = contrastive + matching + generation, None
+        if self.cell_head is not None:
+            locality = locality_loss(self.cell_head(queries_BQD), image_features)
+            loss = loss + locality
+        return QFormerPretrainingOutput(loss, contrastive, matching, generation, locality, similarity_BB)
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
