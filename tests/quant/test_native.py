@@ -19,14 +19,14 @@ from salticid.quant.kernels import choose_kernel, fuse
 from salticid.quant.native import build
 
 compiled = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
-# 1 to 8 rows keep weights in registers, more unpack them; 513 rows are more than are multiplied at a time.
+# Up to 8 rows, or 20 with weights in 8 bits, nothing is unpacked, and blocks are of 32 inputs; then of 64, where groups allow it. 513 rows are more than are multiplied at a time.
 ROWS = [1, 2, 3, 4, 7, 8, 9, 15, 20, 21, 40, 513]
 
 
-def rounded(x_MK: torch.Tensor) -> torch.Tensor:
-    """What the kernels make of activations: blocks of 32 in 8 bits."""
+def rounded(x_MK: torch.Tensor, block: int) -> torch.Tensor:
+    """What the kernels make of activations: blocks in 8 bits."""
     width = x_MK.shape[1]
-    blocks = torch.nn.functional.pad(x_MK.float(), (0, -width % 32)).unflatten(1, (-1, 32))
+    blocks = torch.nn.functional.pad(x_MK.float(), (0, -width % block)).unflatten(1, (-1, block))
     most = blocks.abs().amax(-1, keepdim=True)
     return (torch.where(most > 0, (blocks * (torch.tensor(127.0) / most)).round(), 0.0) * (most / 127)).flatten(1)[:, :width]
 
@@ -58,7 +58,8 @@ def test_four_bits(group: int, outputs: int, width: int) -> None:
     bias = None if layer.bias is None else layer.bias.float()
     for x in (activations(rows, width) for rows in ROWS):
         y = native.int4_multiply(x, layer.weight, layer.scale_zero, outputs, layer.bias)
-        close(y, int4.dequantize_and_multiply(rounded(x), layer.weight, layer.scale_zero, outputs, bias))
+        block = 64 if len(x) > 8 and group > 32 else 32
+        close(y, int4.dequantize_and_multiply(rounded(x, block), layer.weight, layer.scale_zero, outputs, bias))
 
 
 @compiled
@@ -68,7 +69,8 @@ def test_eight_bits(outputs: int, width: int) -> None:
     bias = None if layer.bias is None else layer.bias.float()
     for x in (activations(rows, width) for rows in ROWS):
         y = native.int8_multiply(x, layer.weight, layer.scale, layer.bias)
-        close(y, int8.dequantize_and_multiply(rounded(x), layer.weight, layer.scale.float(), bias))
+        block = 64 if len(x) > 20 and width % 64 == 0 else 32
+        close(y, int8.dequantize_and_multiply(rounded(x, block), layer.weight, layer.scale.float(), bias))
 
 
 @compiled
@@ -164,7 +166,9 @@ def test_no_compiler_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_installed_is_what_the_source_says(tmp_path: Path) -> None:
     assert build.build(tmp_path / "kernels.so") is None
     assert ctypes.CDLL(str(tmp_path / "kernels.so")).salticid_supported() == 1
-    assert (tmp_path / "kernels.so").read_bytes() == build.LIBRARY.read_bytes(), "compile it again: python src/salticid/quant/native/build.py"
+    assert (tmp_path / "kernels.so").read_bytes() == build.LIBRARY.read_bytes(), (
+        "compile it again: python src/salticid/quant/native/build.py"
+    )
 
 
 def test_a_damaged_library_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

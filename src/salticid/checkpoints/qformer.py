@@ -22,6 +22,7 @@ from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretraining
 from salticid.models.qformer.pretraining import connector_weights, text_feed_forward
 
 CELLS = "cell_head."  # an objective that an earlier run need not have had, nor a later one
+MEASURED = ("vision_tower.feature_mean", "vision_tower.feature_deviation")  # see `VisionTower.standardize`
 WORDS = ("embeddings.word_embeddings.weight", "word_head.bias")
 
 
@@ -85,8 +86,10 @@ def fill_connector(model: VisionLanguageModel, folder: Path) -> None:
         CheckpointError: its queries, its Q-Former or its tower are not the model's: it reads no other tower than its own.
     """
     trained, _, _ = load_qformer(folder)
+    reads = ("vision_layers", "vision_keep_cls", "vision_drop_first", "vision_positions", "vision_standardized")
     own, other = model.vision_tower.state_dict(), trained.vision_tower.state_dict()
-    reads = ("vision_layers", "vision_keep_cls", "vision_drop_first", "vision_positions")
+    for name in own.keys() & other.keys() & {name.rpartition(".")[2] for name in MEASURED}:
+        own[name].copy_(other[name])
     alike = all(getattr(model.config, name) == getattr(trained.config, name) for name in reads)
     if not alike or own.keys() != other.keys() or not all(torch.equal(own[name], other[name]) for name in own):
         raise CheckpointError(
@@ -122,8 +125,10 @@ def _model_type(folder: Path) -> str:
 
 def _from_earlier(folder: Path, model: QFormerPretrainingModel) -> tuple[dict[str, Tensor], Iterable[str]]:
     weights = load_qformer(folder)[0].state_dict()
-    own = {name for name in model.state_dict() if name.startswith(CELLS)}
-    kept = {name: weight for name, weight in weights.items() if not name.startswith("vision_tower.") and (not name.startswith(CELLS) or own)}
+    own = model.state_dict()
+    kept = {
+        name: weight for name, weight in weights.items() if not name.startswith("vision_tower.") and (not name.startswith(CELLS) or own)
+    }
     return kept, own
 
 

@@ -97,6 +97,9 @@ class VisionLanguageConfig(PreTrainedConfig):
         vision_drop_first: drop the first patch of a tower without class token; MoE-LLaVA's SigLIP was trained so.
         vision_positions: add each patch's place to its features. For EfficientNet-Lite, which knows of none, in front of a Q-Former,
             to which the order of patches says nothing.
+        vision_standardized: subtract from each channel of the features its mean, and divide by its deviation, both measured once
+            (`VisionTower.standardize`): a convolutional tower has no norm behind it, and what its features have in common hides from a
+            Q-Former that starts from chance how they differ.
         image_token_id: id of the placeholder that stands for one image token.
         template: name of the conversation template the weights were trained with.
         experts: options of the mixture of experts, or `None` for a dense model.
@@ -121,6 +124,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     vision_keep_cls: bool = False
     vision_drop_first: bool = False
     vision_positions: bool = False
+    vision_standardized: bool = False
     image_token_id: int = 0
     template: str = "plain"
     experts: dict[str, Any] | None = None

@@ -18,13 +18,16 @@ from salticid.models.configuration import VISION_TOWERS, VisionLanguageConfig
 
 # BLIP-2's `ln_vision` keeps torch's default; transformers would give it the blocks' 1e-6.
 LN_VISION_EPS = 1e-5
+PHOTOS_AT_A_TIME = 16
+# A channel that hardly ever says anything is not made loud.
+LEAST_DEVIATION = 0.05
 
 
 class VisionTower(nn.Module):
     """A tower of transformers (CLIP, SigLIP, EVA ViT-g of BLIP-2) or our EfficientNet-Lite, with layer selection.
 
-    Reads `vision_layers`, `vision_keep_cls`, `vision_drop_first` and `vision_positions` of `VisionLanguageConfig`. Features of
-    EfficientNet-Lite stages that are finer than the last are folded into depth, so that all stages share the last one's grid.
+    Reads `vision_layers`, `vision_keep_cls`, `vision_drop_first`, `vision_positions` and `vision_standardized` of `VisionLanguageConfig`.
+    Features of EfficientNet-Lite stages that are finer than the last are folded into depth, so that all stages share the last one's grid.
     """
 
     def __init__(self, config: VisionLanguageConfig):
@@ -35,6 +38,11 @@ class VisionTower(nn.Module):
         self.size = config.vision_config.image_size
         self.drop_first = config.vision_drop_first or (VISION_TOWERS[config.vision_config.model_type] and not config.vision_keep_cls)
         self.adds_places = config.vision_positions
+        self.standardized = config.vision_standardized
+        if self.standardized:
+            width = config.vision_width
+            self.register_buffer("feature_mean", torch.zeros(width))
+            self.register_buffer("feature_deviation", torch.ones(width))
         self.reads_stages = config.vision_config.model_type == "efficientnet_lite"
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -49,7 +57,25 @@ class VisionTower(nn.Module):
                 f"(photos, 3, {self.size}, {self.size}); use the model's own processor"
             )
         pixel_values = pixel_values.to(self.model.dtype)
-        return self._read_stages(pixel_values) if self.reads_stages else self._read_hidden_states(pixel_values)
+        features_IND = self._read_stages(pixel_values) if self.reads_stages else self._read_hidden_states(pixel_values)
+        if self.standardized:
+            features_IND = (features_IND - self.feature_mean.to(features_IND)) / self.feature_deviation.to(features_IND)
+        return features_IND + places(self.grid, features_IND.shape[-1]).to(features_IND) if self.adds_places else features_IND
+
+    @torch.no_grad()
+    def standardize(self, pixel_values: torch.Tensor) -> None:
+        """Measure what each channel's features are on average, and how far they lie apart, in these photos (I, 3, H, W).
+
+        Raises:
+            InputError: see `forward`.
+        """
+        self.feature_mean.zero_()
+        self.feature_deviation.fill_(1.0)
+        adds_places, self.adds_places = self.adds_places, False
+        features_IND = torch.cat([self(batch).float() for batch in pixel_values.split(PHOTOS_AT_A_TIME)])
+        self.adds_places = adds_places
+        self.feature_mean.copy_(features_IND.mean(dim=(0, 1)))
+        self.feature_deviation.copy_(features_IND.std(dim=(0, 1)).clamp_(min=LEAST_DEVIATION))
 
     def train(self, mode: bool = True) -> VisionTower:
         """Batch norms always use the statistics that they were pretrained with: a batch of a few photos has none worth using."""
@@ -70,8 +96,7 @@ class VisionTower(nn.Module):
     def _read_stages(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.model(pixel_values.contiguous(memory_format=torch.channels_last))  # twice as fast on a CPU
         maps = [outputs.head if layer == -1 else outputs.stages[layer] for layer in self.layers or [-1]]
-        features_IND = torch.cat([self._to_grid(features_IDhw) for features_IDhw in maps], dim=1).flatten(2).transpose(1, 2)
-        return features_IND + places(self.grid, features_IND.shape[-1]).to(features_IND) if self.adds_places else features_IND
+        return torch.cat([self._to_grid(features_IDhw) for features_IDhw in maps], dim=1).flatten(2).transpose(1, 2)
 
     def _to_grid(self, features_IDhw: torch.Tensor) -> torch.Tensor:
         """Fold neighbours of a finer map into depth; an odd size is padded at the end, as the tower's own strides do."""

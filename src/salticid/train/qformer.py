@@ -30,6 +30,8 @@ from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
 from salticid.train.tally import Tally
 from salticid.train.trainer import ResumableTrainer, training_arguments
 
+MEASURED_PHOTOS = 256
+"""Photos whose features tell the mean and the deviation of all."""
 LOSSES = ("contrastive_loss", "matching_loss", "generation_loss", "locality_loss")
 
 
@@ -49,6 +51,8 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
         refuse_changes(checkpoints, recipe)
     set_seed(recipe.seed)
     model, image_processor, tokenizer = build_qformer(recipe)
+    if model.config.vision_standardized and not model.vision_tower.feature_mean.any():  # nor measured by the run that it starts from
+        _standardize(recipe, model, image_processor)
     data = _data(recipe, model, image_processor)
     steps = math.ceil(len(data) / recipe.schedule.step_examples)
     set_seed(recipe.seed)  # the same dropout, whether features had to be computed or not
@@ -64,7 +68,12 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
     report = {
         "recipe": recipe.model_dump(mode="json"),
         "losses": next(
-            ({name: entry[name] for name in LOSSES if name in entry} for entry in reversed(trainer.state.log_history) if LOSSES[0] in entry), None
+            (
+                {name: entry[name] for name in LOSSES if name in entry}
+                for entry in reversed(trainer.state.log_history)
+                if LOSSES[0] in entry
+            ),
+            None,
         ),
         "temperature": model.temperature.item(),
         "steps": result.global_step,
@@ -121,11 +130,9 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"cannot read a tokenizer from {folder}: {str(error).splitlines()[0]}") from error
 
 
-def _data(
-    recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor
-) -> CaptionPairs | DrawnPairs:
+def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> CaptionPairs | DrawnPairs:
     if recipe.data.captions == "drawn":
-        return DrawnPairs(_drawn(recipe))
+        return DrawnPairs(_drawn(recipe, (recipe.schedule.steps or 1) * recipe.schedule.step_examples))
     photos, schedule, features = captioned_photos(recipe.data), recipe.schedule, None
     if recipe.data.cache:
         if torch.accelerator.is_available():
@@ -140,12 +147,25 @@ def _data(
     return CaptionPairs(photos, length, recipe.seed, augmentation, Tally(recipe.data.max_unreadable), features)
 
 
-def _drawn(recipe: QFormerRecipe) -> TrainingData:
+def _standardize(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> None:
+    """The same after an interruption, for the same photos are drawn."""
+    data = _drawn(recipe, MEASURED_PHOTOS)
+    images = [image for item in range(len(data)) for image in data[item].images]
+    model.vision_tower.eval()
+    model.vision_tower.standardize(image_processor(images, return_tensors="pt")["pixel_values"])
+
+
+def _drawn(recipe: QFormerRecipe, length: int) -> TrainingData:
     given = recipe.data
     data = DataRecipe(
-        folder=given.folder, sources=given.sources, flip=given.flip, crop=given.crop, max_unreadable=given.max_unreadable, workers=given.workers
+        folder=given.folder,
+        sources=given.sources,
+        flip=given.flip,
+        crop=given.crop,
+        max_unreadable=given.max_unreadable,
+        workers=given.workers,
     )
-    return TrainingData(data, (recipe.schedule.steps or 1) * recipe.schedule.step_examples, recipe.seed)
+    return TrainingData(data, length, recipe.seed)
 
 
 class QFormerTrainer(ResumableTrainer):
@@ -171,7 +191,7 @@ class QFormerTrainer(ResumableTrainer):
         return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        outputs = model(**inputs, label_smoothing=self.recipe.label_smoothing)
+        outputs = model(**inputs, label_smoothing=self.recipe.label_smoothing, only_local=self.recipe.only_local)
         for name in LOSSES:
             if outputs.get(name) is not None:
                 self._sums[name] = self._sums.get(name, 0) + outputs[name].detach()

@@ -37,7 +37,9 @@ class CaptionDataRecipe(Strict):
         if self.cache and (self.flip or self.crop < 1):
             raise ValueError("cached features are of one view per photo: set flip to false and crop to 1, or cache to false")
         if self.captions == "drawn" and self.cache:
-            raise ValueError("cached features are of one view per photo, and drawn captions come with views of their own: set cache to false")
+            raise ValueError(
+                "cached features are of one view per photo, and drawn captions come with views of their own: set cache to false"
+            )
         if self.captions != "drawn" and any(source.weight != 1 for source in self.sources):
             raise ValueError("every photo is shown once per epoch, whatever its data set's weight; leave the weights out")
         return self
@@ -67,6 +69,7 @@ class QFormerRecipe(Strict):
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    only_local: bool = Field(default=False, description="queries learn their cells (model.local_queries) and nothing else yet")
     precision: Literal["fp32", "bf16"] = "bf16"
     max_grad_norm: float = Field(default=1.0, ge=0, description="longest gradient; 0 cuts none")
     seed: int = 0
@@ -77,6 +80,8 @@ class QFormerRecipe(Strict):
     def _has_negatives(self) -> QFormerRecipe:
         if self.schedule.batch_size < 2:
             raise ValueError("schedule.batch_size is 1, but a photo is told from the others of its batch: give 2 or more")
+        if self.only_local and not self.model.get("local_queries"):
+            raise ValueError("only_local is set, but the queries have no cells: set model.local_queries to true")
         if self.data.captions == "drawn" and self.schedule.steps is None:
             raise ValueError("a mixture that is drawn anew has no epochs: give schedule.steps")
         if self.schedule.min_lr > self.learning_rate:

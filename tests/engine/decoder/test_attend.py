@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from salticid.engine.decoder import attend
-from salticid.engine.decoder.attend import attend_causally, attend_once, sums_rows
+from salticid.engine.decoder.attend import attend_causally, attend_once, reads_channels
+from salticid.quant import native
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 SCALE = 0.3
@@ -61,7 +62,7 @@ def test_a_step(dtype: torch.dtype, groups: int, softcap: float | None, padded: 
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_step_over_keys_by_channel(dtype: torch.dtype, start: int, softcap: float | None, padded: bool) -> None:
+def test_a_step_over_keys_by_channel(torch_kernels: None, dtype: torch.dtype, start: int, softcap: float | None, padded: bool) -> None:
     """Eleven tokens of a longer store, of which a window may see the last alone; the rest of the store is nothing to multiply with."""
     q, keys, values = draw(2, 4, 1, 8, seed=1), draw(2, 4, 8, 16, seed=2), draw(2, 4, 16, 8, seed=3)
     keys[..., 11:], values[:, :, 11:] = torch.nan, torch.nan
@@ -74,9 +75,35 @@ def test_a_step_over_keys_by_channel(dtype: torch.dtype, start: int, softcap: fl
     assert_close(found.float(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype])
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_rows_are_summed_where_heads_share_no_keys() -> None:
     processor = torch.device("cpu")
-    assert not sums_rows(4, 2, torch.bfloat16, processor)
-    assert not sums_rows(4, 4, torch.float32, processor)
-    assert not sums_rows(4, 4, torch.bfloat16, torch.device("meta"))
-    assert sums_rows(4, 4, torch.bfloat16, processor) == attend.HAS_PACKED_BFLOAT16
+    assert not reads_channels(4, 2, torch.bfloat16, processor)
+    assert not reads_channels(4, 4, torch.float32, processor)
+    assert not reads_channels(4, 4, torch.bfloat16, torch.device("meta"))
+    assert reads_channels(4, 4, torch.bfloat16, processor) == attend.HAS_PACKED_BFLOAT16
+
+
+@pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(
+    ("shared", "depth", "tokens", "start"), [(1, 80, 617, 0), (3, 64, 130, 3), (2, 20, 65, 0), (1, 256, 33, 1), (4, 7, 1, 0)]
+)
+def test_our_own_kernel(softcap: float | None, shared: int, depth: int, tokens: int, start: int) -> None:
+    q, keys, values = draw(2, 3, shared, depth, seed=1), draw(2, 3, depth, tokens + 9, seed=2), draw(2, 3, tokens + 9, depth, seed=3)
+    keys[..., tokens:], values[:, :, tokens:] = torch.nan, torch.nan
+    mask = torch.zeros(2, 1, 1, tokens)
+    mask[1, ..., : tokens // 2] = -torch.inf
+    q, keys, values, mask = (
+        q.bfloat16(),
+        keys.bfloat16().transpose(2, 3)[:, :, start:tokens],
+        values.bfloat16(),
+        mask.bfloat16()[..., start:],
+    )
+    values = values[:, :, start:tokens]
+    assert reads_channels(3 * shared, 3, torch.bfloat16, torch.device("cpu"))
+    seen = [store.float().repeat_interleave(shared, 1) for store in (keys, values)]
+    for given in (None, mask):
+        expected = written_out(q.float().view(2, 3 * shared, 1, depth), *seen, 0.0 if given is None else given.float(), softcap)
+        found = attend_once(q, keys, values, given, SCALE, softcap)
+        assert_close(found.float().view(expected.shape), expected, atol=1e-3, rtol=2**-7)

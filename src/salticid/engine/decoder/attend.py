@@ -1,12 +1,12 @@
-"""Softmax attention of queries over keys and values: torch's fused kernel, and plain products where they are faster.
+"""Softmax attention of queries over keys and values: torch's fused kernel, and other ways where they are faster.
 
 B rows, T new tokens, S tokens so far, H query heads, G key-value heads, N = H / G, K depth of a head,
 R rows of width W.
 
 In bfloat16 on a processor the fused kernel packs all keys and values again for each head and block of queries, and a product with one
-query is set up anew for every length. Where each head has keys of its own, a token is therefore attended by what it is, sums of weighted
-rows: of the values, weighted by how much each is attended, and of the keys, stored channel by channel, weighted by the query. torch has a
-kernel for such sums, `embedding_bag`. `benchmarks/engine.md` has the times.
+query is set up anew for every length. A token is therefore attended by what it is, sums of weighted rows: of the values, weighted by how
+much each is attended, and of the keys, stored channel by channel, weighted by the query. `quant.native` has a kernel for that; without it,
+and where each head has keys of its own, torch's `embedding_bag` computes such sums. `benchmarks/engine.md` has the times.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
+from salticid.quant import native
 from salticid.quant.processor import HAS_PACKED_BFLOAT16
 
 QUERY_BLOCK = 192
@@ -38,13 +39,16 @@ def attend_causally(q_1HTK: Tensor, k_1GSK: Tensor, v_1GSK: Tensor, scale: float
     return scaled_dot_product_attention(q_1HTK, k_1GSK, v_1GSK, mask_TS, scale=scale)
 
 
-def sums_rows(heads: int, groups: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Is a token attended by sums of rows? The cache must hold keys by channel then, (B, G, K, S)."""
-    return heads == groups and dtype == torch.bfloat16 and device.type == "cpu" and HAS_PACKED_BFLOAT16
+def reads_channels(heads: int, groups: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Is a token attended by our own kernel, or by sums of rows? The cache must hold keys by channel then, (B, G, K, S)."""
+    bfloat16 = dtype == torch.bfloat16 and device.type == "cpu"
+    return bfloat16 and (native.available() or (heads == groups and HAS_PACKED_BFLOAT16))
 
 
 def attend_once(q_BGNK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B11S: Tensor | None, scale: float, softcap: float | None) -> Tensor:
     """One token of each row over all that stand in its cache, (B, G, N, K). Keys that are stored by channel come as their transpose."""
+    if k_BGSK.stride(2) == 1 and q_BGNK.dtype == torch.bfloat16 and native.available():
+        return native.attend(q_BGNK, k_BGSK, v_BGSK, mask_B11S, scale, softcap)
     if k_BGSK.stride(2) == 1:
         scores_BGKS = _sum_rows(k_BGSK.transpose(2, 3), q_BGNK * scale)
         return _sum_rows(v_BGSK, _softmax(scores_BGKS, mask_B11S, softcap))

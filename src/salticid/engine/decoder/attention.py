@@ -42,7 +42,10 @@ class Attention:
         slot.new_keys.copy_(k_TGK.transpose(0, 1))
         slot.new_values.copy_(v_TGK.transpose(0, 1))
         q_1HTK = q_THK.transpose(0, 1).unsqueeze(0)
-        y_1HTK = attend_causally(q_1HTK, slot.keys, slot.values, self.scale, self.softcap, self.window)
+        keys, values = slot.keys, slot.values
+        if keys.shape[2] == len(x_TD):  # the first tokens: as they come, however the cache has them
+            keys, values = k_TGK.transpose(0, 1).unsqueeze(0), v_TGK.transpose(0, 1).unsqueeze(0)
+        y_1HTK = attend_causally(q_1HTK, keys, values, self.scale, self.softcap, self.window)
         return self.output(y_1HTK.squeeze(0).transpose(0, 1).reshape(len(x_TD), -1))
 
     def step(self, x_BD: Tensor, turn: Turn, slot: Slot, mask_B11S: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What all caches of one decoder have in common. keys_by_channel: keys are stored as (B, G, K, C), see `attend.sums_rows`."""
+    """What all caches of one decoder have in common. keys_by_channel: keys are stored as (B, G, K, C), see `attend.reads_channels`."""
 
     layers: int
     heads: int

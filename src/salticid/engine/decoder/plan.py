@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from salticid.engine.decoder.attend import sums_rows
+from salticid.engine.decoder.attend import reads_channels
 from salticid.engine.decoder.attention import Attention
 from salticid.engine.decoder.cache import CacheShape
 from salticid.engine.decoder.experts import read_experts
@@ -69,7 +69,7 @@ def read_plan(model: VisionLanguageModel) -> Plan:
     dtype, device = model.dtype, model.device
     layers = tuple(_read_layer(layer, names, config, dtype) for layer in base.layers)
     attention = layers[0].attention
-    by_channel = sums_rows(attention.heads, attention.groups, dtype, device)
+    by_channel = reads_channels(attention.heads, attention.groups, dtype, device)
     return Plan(
         layers=layers,
         rotary=RotaryTable(base.rotary_emb, dtype, device),

@@ -17,7 +17,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
     """Configuration of `QFormerPretrainingModel`.
 
     Args:
-        vision_config, vision_layers, vision_keep_cls, vision_drop_first, vision_positions, connector_config: as in
+        vision_config, vision_layers, vision_keep_cls, vision_drop_first, vision_positions, vision_standardized, connector_config: as in
             `VisionLanguageConfig`, so that the trained Q-Former fits the model it is meant for. The connector is of the kind "qformer";
             of it, the queries and the `qformer_config` are used here, and its linear layers are not: they belong to one language model.
         vocab_size, pad_token_id, start_token_id: of the text branch's tokenizer; `start_token_id` is [DEC], in place of [CLS] where
@@ -39,6 +39,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
     vision_keep_cls: bool = False
     vision_drop_first: bool = False
     vision_positions: bool = False
+    vision_standardized: bool = False
     vocab_size: int = 30523  # BERT's, and [DEC]
     pad_token_id: int | None = 0
     start_token_id: int = 30522
@@ -76,6 +77,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
             vision_keep_cls=self.vision_keep_cls,
             vision_drop_first=self.vision_drop_first,
             vision_positions=self.vision_positions,
+            vision_standardized=self.vision_standardized,
         )
 
     @property

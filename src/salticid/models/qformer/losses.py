@@ -41,12 +41,13 @@ def hard_negatives(logits_BB: torch.Tensor, same_BB: torch.Tensor) -> tuple[torc
 
 
 def locality_loss(told_BQD: torch.Tensor, features_BND: torch.Tensor) -> torch.Tensor:
-    """Share of what the cells' features vary by from photo to photo that the queries do not tell: 1 where they tell the mean alone.
+    """Share of what the cells' features vary by from photo to photo that the queries do not tell: 1 where they tell nothing of it.
 
-    Both grids are square; query by query, row by row, each tells the mean feature of its cell. Queries that answer for the whole photo
+    Both grids are square; query by query, row by row, each tells how the mean feature of its cell differs from other photos'. Queries that answer for the whole photo
     lose where things are (Honeybee, arXiv 2312.06742, which gives its connector locality in other ways).
     """
     side, patches = math.isqrt(told_BQD.shape[1]), math.isqrt(features_BND.shape[1])
     grid_BDhw = features_BND.float().transpose(1, 2).unflatten(2, (patches, patches))
     cells_BQD = F.adaptive_avg_pool2d(grid_BDhw, side).flatten(2).transpose(1, 2)
-    return F.mse_loss(told_BQD.float(), cells_BQD) / cells_BQD.var(dim=0).mean().clamp(min=torch.finfo(torch.float32).tiny)
+    differences_BQD = cells_BQD - cells_BQD.mean(dim=0)
+    return F.mse_loss(told_BQD.float(), differences_BQD) / cells_BQD.var(dim=0).mean().clamp(min=torch.finfo(torch.float32).tiny)

@@ -105,16 +105,18 @@ class QFormerPretrainingModel(PreTrainedModel):
         image_features: torch.Tensor | None = None,
         photo_ids: torch.Tensor | None = None,
         label_smoothing: float = 0.1,
+        only_local: bool = False,
     ) -> QFormerPretrainingOutput:
-        """Photos with one text each to the three losses.
+        """Photos with one text each to the losses.
 
         Args:
             input_ids, attention_mask: (B, T), [CLS] first and padding last.
             pixel_values: (B, 3, H, W); or image_features: (B, N, D) of `get_image_features`, once computed.
             photo_ids: (B,), equal for texts about the same photo; default, all photos differ.
+            only_local: compute no loss but that of `local_queries`, for which texts are not read.
 
         Raises:
-            InputError: neither photos nor features, or photos and texts differ in number.
+            InputError: neither photos nor features, photos and texts differ in number, or `only_local` without local queries.
         """
         if image_features is None:
             if pixel_values is None:
@@ -122,6 +124,11 @@ class QFormerPretrainingModel(PreTrainedModel):
             image_features = self.get_image_features(pixel_values)
         if len(image_features) != len(input_ids):
             raise InputError(f"{len(image_features)} photos but {len(input_ids)} texts; give each photo one text")
+        if only_local:
+            if self.cell_head is None:
+                raise InputError("this model has no local queries; set model.local_queries to true")
+            locality = locality_loss(self.cell_head(self.read(image_features)), image_features)
+            return QFormerPretrainingOutput(loss=locality, locality_loss=locality)
         with torch.no_grad():
             self.temperature.clamp_(*TEMPERATURES)
         photo_ids = torch.arange(len(input_ids), device=input_ids.device) if photo_ids is None else photo_ids

@@ -1,4 +1,4 @@
-"""Salticid's own kernels for small weights, written in C (`kernels.c`) and compiled while the package is installed.
+"""Salticid's own kernels for small weights and for the attention of a token, written in C (`kernels.c`) and compiled while the package is installed.
 
 They round activations to 8 bits, in blocks of 32 inputs with a scale each, and multiply whole numbers. Torch's packed kernels keep
 activations in bfloat16 and are bound by their arithmetic; these are bound by how fast memory gives the weights, see
@@ -6,7 +6,8 @@ activations in bfloat16 and are bound by their arithmetic; these are bound by ho
 
 `SALTICID_NATIVE=0` in the environment turns them off. Threads are those of torch, whose OpenMP they share.
 
-Shape legend: M rows of activations, K inputs, N outputs, T tiles, G groups, P outputs filled up to whole tiles.
+Shape legend: M rows of activations, K inputs, N outputs, T tiles, G groups, P outputs filled up to whole tiles;
+of attention B rows, G key-value heads, N query heads to each, S tokens, K depth of a head.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from salticid.quant.native.build import LIBRARY
 
 SWITCH = "SALTICID_NATIVE"
 
-_ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+_ADDRESS, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_STEPS, _SIZES = ctypes.c_long * 3, ctypes.c_long * 5
 _FUNCTIONS = {
     "salticid_int4_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _ADDRESS, _INT),
+    "salticid_attend": (_ADDRESS, _ADDRESS, _STEPS, _ADDRESS, _STEPS, _ADDRESS, _COUNT, _SIZES, _FLOAT, _FLOAT, _ADDRESS, _INT),
     "salticid_int8_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _INT),
 }
 
@@ -108,7 +111,35 @@ def int8_multiply(x_MK: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tens
     return _made(y_MN, done)
 
 
+def attend(q_BGNK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B11S: Tensor | None, scale: float, softcap: float | None = None) -> Tensor:
+    """Softmax attention of one token of each row, (B, G, N, K) in bfloat16; weights and sums are float32.
+
+    Args:
+        k_BGSK: the transpose of keys that lie channel by channel, (B, G, K, S); v_BGSK: token by token. mask_B11S: added to the scores.
+        softcap: Gemma 2's bound on the scores.
+    """
+    q_BGNK = q_BGNK.contiguous()
+    y_BGNK = torch.empty_like(q_BGNK)
+    rows, groups, shared, depth = q_BGNK.shape
+    key, value = k_BGSK.stride(), v_BGSK.stride()
+    done = _open().salticid_attend(
+        q_BGNK.data_ptr(),
+        k_BGSK.data_ptr(),
+        _STEPS(key[0], key[1], key[3]),
+        v_BGSK.data_ptr(),
+        _STEPS(value[0], value[1], value[2]),
+        None if mask_B11S is None else mask_B11S.data_ptr(),
+        0 if mask_B11S is None else mask_B11S.stride(0),
+        _SIZES(rows, groups, shared, depth, k_BGSK.shape[2]),
+        scale,
+        softcap or 0.0,
+        y_BGNK.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return _made(y_BGNK, done)
+
+
 def _made(y_MN: Tensor, done: int) -> Tensor:
     if not done:
-        raise MemoryError("no memory for the rounded activations of a product")
+        raise MemoryError("no memory for what a product or attention needs beside its result")
     return y_MN

@@ -12,11 +12,11 @@ M rows, K inputs, N outputs, T tiles of 64 outputs, P outputs filled up to whole
 #include <string.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define BLOCK 32
+#define BLOCK 32 /* inputs that share a scale; twice as many where there are many rows */
 #define TILE 64
 #define FEW_INT4 8 /* rows up to which weights are not unpacked into memory */
 #define FEW_INT8 20
-#define AHEAD 2048 /* bytes that are fetched before they are needed */
+#define AHEAD 4096 /* bytes that are fetched before they are needed */
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -76,7 +76,7 @@ INLINE void add_products(__m512i *sums, __m512i unsigned_bytes, __m512i signed_b
 typedef struct {
   int8_t *codes;
   float *scales, *sums;
-  long padded, blocks;
+  long padded, block, blocks;
 } Rounded;
 
 static __thread struct {
@@ -84,30 +84,38 @@ static __thread struct {
   size_t size;
 } scratch;
 
-static int round_row(const bfloat16 *x, long width, int8_t *codes, float *scales, float *sums, long blocks) {
-  int finite = 1;
-  for (long block = 0; block < blocks; block++) {
-    long left = width - block * BLOCK;
-    __mmask32 inside = left >= BLOCK ? 0xffffffffu : left > 0 ? (1u << left) - 1 : 0;
-    __m512i halves = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(inside, x + block * BLOCK));
-    halves = _mm512_inserti64x4(halves, _mm256_maskz_loadu_epi16(inside >> 16, x + block * BLOCK + 16), 1);
-    __m512 low = floats(_mm512_castsi512_si256(halves)), high = floats(_mm512_extracti64x4_epi64(halves, 1));
-    float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-    __mmask16 strange = _mm512_fpclass_ps_mask(low, 0x99) | _mm512_fpclass_ps_mask(high, 0x99); /* NaN or infinity */
-    finite &= strange == 0;
-    __m512 inverse = _mm512_set1_ps(most > 1e-30f ? 127.0f / most : 0.0f);
-    __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)), second = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
-    _mm_storeu_si128((__m128i *)(codes + block * BLOCK), _mm512_cvtsepi32_epi8(first));
-    _mm_storeu_si128((__m128i *)(codes + block * BLOCK + 16), _mm512_cvtsepi32_epi8(second));
-    scales[block] = most / 127.0f;
-    sums[block] = scales[block] * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
-  }
-  return finite;
+INLINE __m512 sixteen(const bfloat16 *x, long left) {
+  return floats(_mm256_maskz_loadu_epi16(left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0, x));
 }
 
-/* 0: no memory. A row with NaN or infinity gets NaN for a scale, and so for all its outputs. */
-static int round_rows(Rounded *rounded, const bfloat16 *x, long rows, long width) {
-  long padded = (width + 63) / 64 * 64, blocks = padded / BLOCK;
+/* 0: a value is NaN or infinity. */
+INLINE int round_row(const bfloat16 *x, long width, int8_t *codes, float *scales, float *sums, long blocks, const int parts) {
+  __mmask16 strange = 0;
+  for (long block = 0; block < blocks; block++, x += 16 * parts, width -= 16 * parts) {
+    __m512 values[4], largest = _mm512_setzero_ps();
+    __m512i total = _mm512_setzero_si512();
+    EACH(i, parts) {
+      values[i] = sixteen(x + 16 * i, width - 16 * i);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(values[i]));
+      strange |= _mm512_fpclass_ps_mask(values[i], 0x99);
+    }
+    float most = _mm512_reduce_max_ps(largest);
+    __m512 inverse = _mm512_set1_ps(most > 1e-30f ? 127.0f / most : 0.0f);
+    EACH(i, parts) {
+      __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], inverse));
+      _mm_storeu_si128((__m128i *)codes, _mm512_cvtsepi32_epi8(rounded));
+      total = _mm512_add_epi32(total, rounded);
+      codes += 16;
+    }
+    scales[block] = most / 127.0f;
+    sums[block] = scales[block] * (float)_mm512_reduce_add_epi32(total);
+  }
+  return strange == 0;
+}
+
+/* In blocks of 32, or of 64 for many rows. 0: no memory. A row with NaN or infinity gets NaN for a sum, and so for all its outputs. */
+static int round_rows(Rounded *rounded, const bfloat16 *x, long rows, long width, long block, int threads) {
+  long padded = (width + 63) / 64 * 64, blocks = padded / block;
   size_t size = (size_t)rows * ((size_t)padded + 2 * (size_t)blocks * sizeof(float));
   if (scratch.size < size) {
     free(scratch.memory);
@@ -116,15 +124,16 @@ static int round_rows(Rounded *rounded, const bfloat16 *x, long rows, long width
     if (scratch.memory == NULL) return 0;
     scratch.size = size;
   }
-  rounded->padded = padded;
-  rounded->blocks = blocks;
-  rounded->codes = scratch.memory;
-  rounded->scales = (float *)(rounded->codes + rows * padded);
-  rounded->sums = rounded->scales + rows * blocks;
+  int8_t *codes = scratch.memory;
+  float *scales = (float *)(codes + rows * padded), *sums = scales + rows * blocks;
+  *rounded = (Rounded){codes, scales, sums, padded, block, blocks};
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > FEW_INT8)
   for (long row = 0; row < rows; row++) {
-    float *sums = rounded->sums + row * blocks;
-    if (!round_row(x + row * width, width, rounded->codes + row * padded, rounded->scales + row * blocks, sums, blocks))
-      sums[0] = __builtin_nanf("");
+    const bfloat16 *from = x + row * width;
+    int8_t *to = codes + row * padded;
+    float *own = scales + row * blocks, *own_sums = sums + row * blocks;
+    int finite = block == BLOCK ? round_row(from, width, to, own, own_sums, blocks, 2) : round_row(from, width, to, own, own_sums, blocks, 4);
+    if (!finite) own_sums[0] = __builtin_nanf("");
   }
   return 1;
 }
@@ -145,16 +154,16 @@ typedef struct {
 } Bench;
 
 /* Adds to y what `blocks` blocks of inputs from `first` on give `rows` rows from `row` on. */
-INLINE void add_blocks(const Rounded *x, long row, const int rows, long first, long blocks, const Bench *bench, float (*y)[TILE]) {
+INLINE void add_blocks(const Rounded *x, long row, const int rows, const long size, long first, long blocks, const Bench *bench, float (*y)[TILE]) {
   const long apart = x->padded, scales_apart = x->blocks;
   const uint8_t *codes = bench->codes;
-  const int8_t *inputs = x->codes + row * apart + first * BLOCK;
+  const int8_t *inputs = x->codes + row * apart + first * size;
   const float *input_scale = x->scales + row * scales_apart + first, *input_sum = x->sums + row * scales_apart + first;
   for (long block = 0; block < blocks; block++) {
     __m512i sums[SHARED][4];
     EACH(r, rows)
       EACH(i, 4) sums[r][i] = _mm512_setzero_si512();
-    for (int four = 0; four < BLOCK / 4; four++, codes += 256, inputs += 4) {
+    for (int four = 0; four < size / 4; four++, codes += 256, inputs += 4) {
       __m512i of[4];
       EACH(i, 4) of[i] = _mm512_loadu_si512(codes + 64 * i);
       EACH(r, rows) {
@@ -175,20 +184,24 @@ INLINE void add_blocks(const Rounded *x, long row, const int rows, long first, l
 }
 
 /* A function for each number of rows, so that the compiler keeps its sums in registers. */
-#define FOR_ROWS(rows)                                                                                                               \
-  static __attribute__((noinline)) void add_blocks_##rows(const Rounded *x, long row, long first, long blocks, const Bench *bench,    \
-                                                        float (*y)[TILE]) {                                                         \
-    add_blocks(x, row, rows, first, blocks, bench, y);                                                                                \
+#define FOR_ROWS(rows, size)                                                                                                        \
+  static __attribute__((noinline)) void add_##size##_##rows(const Rounded *x, long row, long first, long blocks,                    \
+                                                            const Bench *bench, float (*y)[TILE]) {                                 \
+    add_blocks(x, row, rows, size, first, blocks, bench, y);                                                                        \
   }
-FOR_ROWS(1) FOR_ROWS(2) FOR_ROWS(3) FOR_ROWS(4) FOR_ROWS(5) FOR_ROWS(6)
+#define FOR_SIZE(size) FOR_ROWS(1, size) FOR_ROWS(2, size) FOR_ROWS(3, size) FOR_ROWS(4, size) FOR_ROWS(5, size) FOR_ROWS(6, size)
+FOR_SIZE(32) FOR_SIZE(64)
+#undef FOR_SIZE
 #undef FOR_ROWS
-static void (*const add_blocks_of[SHARED + 1])(const Rounded *, long, long, long, const Bench *, float (*)[TILE]) = {
-    NULL, add_blocks_1, add_blocks_2, add_blocks_3, add_blocks_4, add_blocks_5, add_blocks_6};
+typedef void AddBlocks(const Rounded *, long, long, long, const Bench *, float (*)[TILE]);
+static AddBlocks *const add_32[] = {NULL, add_32_1, add_32_2, add_32_3, add_32_4, add_32_5, add_32_6};
+static AddBlocks *const add_64[] = {NULL, add_64_1, add_64_2, add_64_3, add_64_4, add_64_5, add_64_6};
 
 /* Adds to the bench's y what the inputs on it give `rows` rows from `row` on. */
 static void add_inputs(Bench *bench, const Rounded *x, long row, long rows, long start, long inputs) {
+  AddBlocks *const *add = x->block == BLOCK ? add_32 : add_64;
   for (long r = 0; r < rows; r += SHARED)
-    add_blocks_of[rows - r < SHARED ? rows - r : SHARED](x, row + r, start / BLOCK, inputs / BLOCK, bench, bench->y + r);
+    add[rows - r < SHARED ? rows - r : SHARED](x, row + r, start / x->block, inputs / x->block, bench, bench->y + r);
 }
 
 /* ---- weights in 4 bits */
@@ -277,10 +290,10 @@ INLINE void int4_unpack(Bench *bench, const uint8_t *tile, long inputs) {
   }
 }
 
-INLINE void int4_lines(Bench *bench, const uint32_t *lines, long filled, long start, long blocks, long group) {
+INLINE void int4_lines(Bench *bench, const uint32_t *lines, long filled, long start, long size, long blocks, long group) {
   for (long block = 0; block < blocks; block++)
     EACH(i, 4) {
-      __m512i line = _mm512_loadu_si512(lines + (start + block * BLOCK) / group * filled + 16 * i);
+      __m512i line = _mm512_loadu_si512(lines + (start + block * size) / group * filled + 16 * i);
       __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(line, 16));
       __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(line, _mm512_set1_epi32((int)0xffff0000)));
       _mm512_storeu_ps(bench->scale[block] + 16 * i, scale);
@@ -292,7 +305,7 @@ INLINE void int4_lines(Bench *bench, const uint32_t *lines, long filled, long st
 EXPORT int salticid_int4_multiply(const bfloat16 *x, long rows, long width, const uint8_t *weight, const uint32_t *scale_zero, long filled,
                                   long group, const bfloat16 *bias, long outputs, bfloat16 *y, int threads) {
   Rounded rounded;
-  if (!round_rows(&rounded, x, rows, width)) return 0;
+  if (!round_rows(&rounded, x, rows, width, rows > FEW_INT4 && group > BLOCK ? 2 * BLOCK : BLOCK, threads)) return 0;
   Bench *benches = rows > FEW_INT4 ? aligned_alloc(64, (size_t)threads * sizeof(Bench)) : NULL;
   if (rows > FEW_INT4 && benches == NULL) return 0;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -311,7 +324,7 @@ EXPORT int salticid_int4_multiply(const bfloat16 *x, long rows, long width, cons
         for (long start = 0; start < width; start += INPUTS) {
           long inputs = width - start < INPUTS ? width - start : INPUTS;
           int4_unpack(bench, tile + start * (TILE / 2), inputs);
-          int4_lines(bench, lines, filled, start, inputs / BLOCK, group);
+          int4_lines(bench, lines, filled, start, rounded.block, inputs / rounded.block, group);
           add_inputs(bench, &rounded, row, some, start, inputs);
         }
       } else {
@@ -326,26 +339,22 @@ EXPORT int salticid_int4_multiply(const bfloat16 *x, long rows, long width, cons
 
 /* ---- weights in 8 bits */
 
-#define OUTPUTS 4 /* that share what was loaded of an input */
-
-/* Sums of `outputs` outputs for one row. Weights are made unsigned by adding 128, which `salticid_int8_multiply` takes away again. */
-INLINE void int8_rows(const Rounded *x, long row, const int8_t *weight, long width, const int outputs, float *out) {
+/* One output for one row; outputs one after the other read memory in its order, several at a time would be slower. Weights are made unsigned
+   by adding 128, which the callers take away again. */
+INLINE float int8_output(const Rounded *x, long row, const int8_t *weight, long width) {
   const int8_t *codes = x->codes + row * x->padded;
   const float *scales = x->scales + row * x->blocks;
   const __m512i flip = _mm512_set1_epi8((char)0x80);
-  __m512 y[OUTPUTS];
-  EACH(i, outputs) y[i] = _mm512_setzero_ps();
+  __m512 sum = _mm512_setzero_ps();
   for (long k = 0; k < width; k += 64) {
     __mmask64 inside = width - k >= 64 ? ~0ull : (1ull << (width - k)) - 1;
-    __m512i inputs = _mm512_loadu_si512(codes + k);
     __m512 scale = _mm512_insertf32x8(_mm512_set1_ps(scales[k / BLOCK]), _mm256_set1_ps(scales[k / BLOCK + 1]), 1);
-    EACH(i, outputs) {
-      _mm_prefetch((const char *)(weight + i * width + k + AHEAD), _MM_HINT_T0);
-      __m512i unsigned_ = _mm512_xor_si512(_mm512_maskz_loadu_epi8(inside, weight + i * width + k), flip);
-      y[i] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), unsigned_, inputs)), y[i]);
-    }
+    _mm_prefetch((const char *)(weight + k + AHEAD), _MM_HINT_T0);
+    __m512i bytes = _mm512_xor_si512(_mm512_maskz_loadu_epi8(inside, weight + k), flip);
+    __m512i products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, _mm512_loadu_si512(codes + k));
+    sum = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(products), sum);
   }
-  EACH(i, outputs) out[i] = _mm512_reduce_add_ps(y[i]);
+  return _mm512_reduce_add_ps(sum);
 }
 
 /* Inputs of 64 outputs from `weight` on, or of as many as there are, as unsigned codes: four of an output are one element of 32 bits. */
@@ -395,8 +404,9 @@ static int int8_many(const Rounded *x, long rows, long width, const int8_t *weig
 EXPORT int salticid_int8_multiply(const bfloat16 *x, long rows, long width, const int8_t *weight, const bfloat16 *scale, const bfloat16 *bias,
                                   long outputs, bfloat16 *y, int threads) {
   Rounded rounded;
-  if (!round_rows(&rounded, x, rows, width)) return 0;
-  if (rows > FEW_INT8 && width % BLOCK == 0 && width < INT32_MAX / TILE)
+  int many = rows > FEW_INT8 && width % BLOCK == 0 && width < INT32_MAX / TILE;
+  if (!round_rows(&rounded, x, rows, width, many && width % (2 * BLOCK) == 0 ? 2 * BLOCK : BLOCK, threads)) return 0;
+  if (many)
     return int8_many(&rounded, rows, width, weight, scale, bias, outputs, y, threads);
   for (long row = 0; row < rows; row++) { /* what 128 at every weight adds, into the first of the row's sums */
     float *sums = rounded.sums + row * rounded.blocks;
@@ -404,20 +414,127 @@ EXPORT int salticid_int8_multiply(const bfloat16 *x, long rows, long width, cons
     sums[0] *= 128.0f;
   }
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (long part = 0; part < (outputs + OUTPUTS - 1) / OUTPUTS; part++) {
-    long first = part * OUTPUTS, some = outputs - first < OUTPUTS ? outputs - first : OUTPUTS;
+  for (long n = 0; n < outputs; n++)
     for (long row = 0; row < rows; row++) {
-      float out[OUTPUTS];
-      if (some == OUTPUTS)
-        int8_rows(&rounded, row, weight + first * width, width, OUTPUTS, out);
-      else
-        for (long i = 0; i < some; i++) int8_rows(&rounded, row, weight + (first + i) * width, width, 1, out + i);
-      for (long i = 0; i < some; i++) {
-        float sum = (out[i] - rounded.sums[row * rounded.blocks]) * to_float(scale[first + i]);
-        y[row * outputs + first + i] = to_bfloat16(sum + (bias ? to_float(bias[first + i]) : 0.0f));
+      float sum = (int8_output(&rounded, row, weight + n * width, width) - rounded.sums[row * rounded.blocks]) * to_float(scale[n]);
+      y[row * outputs + n] = to_bfloat16(sum + (bias ? to_float(bias[n]) : 0.0f));
+    }
+  return 1;
+}
+
+/* ---- attention of one token */
+
+#define CHANNELS_AHEAD 8 /* that are fetched before they are needed */
+
+INLINE __m512 exponential(__m512 x) {
+  __m512 turns = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 rest = _mm512_fnmadd_ps(turns, _mm512_set1_ps(-2.12194440e-4f), _mm512_fnmadd_ps(turns, _mm512_set1_ps(0.693359375f), x));
+  __m512 sum = _mm512_set1_ps(1.0f / 720);
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f / 120));
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f / 24));
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f / 6));
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.5f));
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
+  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(sum, turns);
+}
+
+INLINE __m512 hyperbolic_tangent(__m512 x) {
+  __m512 one = _mm512_set1_ps(1.0f), bound = _mm512_set1_ps(20.0f);
+  x = _mm512_max_ps(_mm512_min_ps(x, bound), _mm512_sub_ps(_mm512_setzero_ps(), bound));
+  __m512 squared = exponential(_mm512_add_ps(x, x));
+  return _mm512_div_ps(_mm512_sub_ps(squared, one), _mm512_add_ps(squared, one));
+}
+
+INLINE __mmask16 first_of(long left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
+
+/* Softmax weights of one head over `tokens` tokens, times their sum, which is returned. Keys lie channel by channel. */
+static float weigh(const bfloat16 *q, const bfloat16 *keys, long apart, const bfloat16 *mask, long depth, long tokens, float scale,
+                   float softcap, float *weights) {
+  __m512 most = _mm512_set1_ps(-__builtin_inff());
+  for (long start = 0; start < tokens; start += 128) {
+    __m512 sums[8];
+    __mmask16 inside[8];
+    EACH(i, 8) {
+      long left = tokens - start - 16 * i;
+      sums[i] = _mm512_setzero_ps();
+      inside[i] = left > 0 ? first_of(left) : 0;
+    }
+    for (long channel = 0; channel < depth; channel++) {
+      __m512 factor = _mm512_set1_ps(to_float(q[channel]));
+      EACH(i, 4) _mm_prefetch((const char *)(keys + (channel + CHANNELS_AHEAD) * apart + start + 32 * i), _MM_HINT_T0);
+      EACH(i, 8)
+        sums[i] = _mm512_fmadd_ps(factor, floats(_mm256_maskz_loadu_epi16(inside[i], keys + channel * apart + start + 16 * i)), sums[i]);
+    }
+    EACH(i, 8) {
+      sums[i] = _mm512_mul_ps(sums[i], _mm512_set1_ps(scale));
+      if (softcap > 0) sums[i] = _mm512_mul_ps(hyperbolic_tangent(_mm512_div_ps(sums[i], _mm512_set1_ps(softcap))), _mm512_set1_ps(softcap));
+      if (mask) sums[i] = _mm512_add_ps(sums[i], floats(_mm256_maskz_loadu_epi16(inside[i], mask + start + 16 * i)));
+      most = _mm512_mask_max_ps(most, inside[i], most, sums[i]);
+      _mm512_mask_storeu_ps(weights + start + 16 * i, inside[i], sums[i]);
+    }
+  }
+  __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most)), total = _mm512_setzero_ps();
+  for (long start = 0; start < tokens; start += 16) {
+    __mmask16 inside = first_of(tokens - start);
+    __m512 weight = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, weights + start), largest));
+    total = _mm512_mask_add_ps(total, inside, total, weight);
+    _mm512_mask_storeu_ps(weights + start, inside, weight);
+  }
+  return _mm512_reduce_add_ps(total);
+}
+
+/* Sixteen channels each of `parts` parts of the weighted sum of values. */
+INLINE void mix(const float *weights, float total, const bfloat16 *values, long apart, long tokens, const int parts, long left, bfloat16 *y) {
+  __m512 sums[8];
+  __mmask16 last = first_of(left - 16 * (parts - 1));
+  EACH(i, parts) sums[i] = _mm512_setzero_ps();
+  for (long token = 0; token < tokens; token++) {
+    __m512 weight = _mm512_set1_ps(weights[token]);
+    EACH(i, parts) {
+      __m256i halves = _mm256_maskz_loadu_epi16(i == parts - 1 ? last : 0xffff, values + token * apart + 16 * i);
+      sums[i] = _mm512_fmadd_ps(weight, floats(halves), sums[i]);
+    }
+  }
+  EACH(i, parts) {
+    float out[16];
+    _mm512_storeu_ps(out, _mm512_div_ps(sums[i], _mm512_set1_ps(total)));
+    write_row(out, NULL, y + 16 * i, i == parts - 1 ? left - 16 * i : 16);
+  }
+}
+
+/* q (B, G, N, K) -> y (B, G, N, K): each of B rows' G * N heads over `tokens` tokens. Keys (B, G, K, ...) lie channel by channel, values
+   (B, G, ..., K) token by token, with steps between rows, groups, and channels or tokens. mask (B, tokens), added, or NULL. softcap: Gemma 2's bound
+   on the scores, or 0. 0: no memory. */
+EXPORT int salticid_attend(const bfloat16 *q, const bfloat16 *keys, const long *key_steps, const bfloat16 *values, const long *value_steps,
+                           const bfloat16 *mask, long mask_step, const long *sizes, float scale, float softcap, bfloat16 *y, int threads) {
+  const long rows = sizes[0], groups = sizes[1], shared = sizes[2], depth = sizes[3], tokens = sizes[4];
+  float *weights = aligned_alloc(64, ((size_t)threads * (size_t)(tokens + 128) * sizeof(float) + 63) / 64 * 64);
+  if (weights == NULL) return 0;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (long head = 0; head < rows * groups * shared; head++) {
+    long row = head / (groups * shared), group = head / shared % groups;
+    float *own = weights + omp_get_thread_num() * (tokens + 128);
+    const bfloat16 *of_row = mask ? mask + row * mask_step : NULL;
+    const bfloat16 *own_keys = keys + row * key_steps[0] + group * key_steps[1];
+    float total = weigh(q + head * depth, own_keys, key_steps[2], of_row, depth, tokens, scale, softcap, own);
+    for (long channel = 0; channel < depth; channel += 128) {
+      const bfloat16 *from = values + row * value_steps[0] + group * value_steps[1] + channel;
+      bfloat16 *to = y + head * depth + channel;
+      long left = depth - channel < 128 ? depth - channel : 128;
+      switch ((left + 15) / 16) {
+        case 1: mix(own, total, from, value_steps[2], tokens, 1, left, to); break;
+        case 2: mix(own, total, from, value_steps[2], tokens, 2, left, to); break;
+        case 3: mix(own, total, from, value_steps[2], tokens, 3, left, to); break;
+        case 4: mix(own, total, from, value_steps[2], tokens, 4, left, to); break;
+        case 5: mix(own, total, from, value_steps[2], tokens, 5, left, to); break;
+        case 6: mix(own, total, from, value_steps[2], tokens, 6, left, to); break;
+        case 7: mix(own, total, from, value_steps[2], tokens, 7, left, to); break;
+        default: mix(own, total, from, value_steps[2], tokens, 8, left, to);
       }
     }
   }
+  free(weights);
   return 1;
 }
 #pragma GCC pop_options
