@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Whatever the kernels are compiled from; see hatch_build.py.
-BUILT_FROM := pyproject.toml hatch_build.py src/salticid/quant/native/kernels.c src/salticid/quant/native/build.py
+BUILT_FROM := pyproject.toml hatch_build.py $(wildcard src/salticid/quant/native/*.[ch]) src/salticid/quant/native/build.py
 
 .PHONY: demo test check lint parts stamps nano clean
 

@@ -31,24 +31,31 @@ class Subject:
 
     Args:
         layers: of a shape, keep the first so many decoder layers.
+        words: of a shape with small weights, bits of the word table and the output head; default, as `quantize` has them.
 
     Raises:
-        InputError: not one of model and shape, or `layers` of a model that has weights.
+        InputError: not one of model and shape, or `layers` or `words` of a model that has weights.
     """
 
     model: str | None = None
     shape: str | None = None
     layers: int | None = None
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.shape is None):
             raise InputError("give either a model or --shape; shapes are named in salticid.models.shapes, such as phi-2 and tinygpt-v")
         if self.layers is not None and self.shape is None:
             raise InputError("--layers shortens a --shape; a model with weights is measured whole")
+        if self.words is not None and self.shape is None:
+            raise InputError("--words is for a --shape; a model with weights is measured as it is")
+        if self.words not in (None, 8, 4):
+            raise InputError(f"words have 8 or 4 bits, not {self.words}")
 
     @property
     def name(self) -> str:
         short = "" if self.layers is None else f", {self.layers} layers"
+        short += "" if self.words is None else f", words in {self.words} bits"
         return f"{self.shape} (random weights{short})" if self.shape else str(self.model)
 
     def config(self) -> VisionLanguageConfig:
@@ -63,7 +70,7 @@ class Subject:
         check_precision(precision)
         if self.shape is None:
             return load(str(self.model), precision, "cpu").model
-        return quantized(random_model(self.config(), compute_dtype(precision)), precision)
+        return quantized(random_model(self.config(), compute_dtype(precision)), precision, self.words)
 
     def build_plain(self, precision: str) -> VisionLanguageModel:
         """The same weights for peers: float32 beside float32, and bfloat16 beside everything else."""
@@ -80,9 +87,9 @@ def compute_dtype(precision: str) -> torch.dtype:
     return choose_dtype(precision, torch.device("cpu"), small=precision in BITS)
 
 
-def quantized(model: VisionLanguageModel, precision: str) -> VisionLanguageModel:
+def quantized(model: VisionLanguageModel, precision: str, words: int | None = None) -> VisionLanguageModel:
     """The model itself, its weights made small in place where the precision says so."""
-    return quantize_model(model, bits=BITS[precision]) if precision in BITS else model
+    return quantize_model(model, bits=BITS[precision], words=words) if precision in BITS else model
 
 
 def random_model(config: VisionLanguageConfig, dtype: torch.dtype) -> VisionLanguageModel:

@@ -56,13 +56,14 @@ def speed(
     new_tokens: NewTokens = 33,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after one to warm up; all runners in turn.")] = 5,
     threads: Threads = None,
+    words: Annotated[int | None, typer.Option(help="Of a shape, bits of word table and output head: 8 or 4. Default: 8.")] = None,
     memory: Annotated[bool, typer.Option(help="Also measure the peak memory of a process of its own.")] = True,
     as_json: Json = False,
 ) -> None:
     """Measure the prompt's speed, the answer's, peak memory, and how much of the machine's read bandwidth decoding uses."""
     from salticid.bench.subject import Subject, check_precision
 
-    subject = Subject(model, shape, layers)
+    subject = Subject(model, shape, layers, words)
     check_precision(precision)
     from salticid.bench.runners import check_peer, make_peer
 

@@ -21,11 +21,11 @@ class ExpertProducts:
     """The feed-forward networks of one layer, side by side."""
 
     def __init__(self, ups_E: list[Product], downs_E: list[Product], activation: Any, gated: bool):
-        self._ups_E, self._downs_E, self._activation, self._gated = ups_E, downs_E, activation, gated
+        self.ups_E, self.downs_E, self.activation, self.gated = ups_E, downs_E, activation, gated
 
     def feed_forward(self, expert: int, x_ND: Tensor) -> Tensor:
         """One expert for its tokens: (N, D) -> (N, D)."""
-        return self._downs_E[expert](activate(self._ups_E[expert](x_ND), self._activation, self._gated))
+        return self.downs_E[expert](activate(self.ups_E[expert](x_ND), self.activation, self.gated))
 
 
 def fuse_experts(experts: nn.Module, activation: Callable[[Tensor], Tensor] | None = None) -> ExpertProducts:

@@ -21,6 +21,8 @@ from salticid.quant import int4, int8, native, w8a8
 from salticid.quant.int4 import Int4Linear
 from salticid.quant.int8 import Int8Linear
 from salticid.quant.join import join
+from salticid.quant.native.step import Kept
+from salticid.quant.native.step import Product as NativeProduct
 from salticid.quant.processor import ROUNDS_FLOAT32
 
 
@@ -65,6 +67,13 @@ class Int8Product:
             return self.packed(x_MK)
         return int8.multiply(x_MK, self._weight_NK, self._scale_N, self._bias_N)
 
+    def native(self, kept: Kept) -> NativeProduct | None:
+        """As `native.step` reads it; `None` where our own kernels do not serve."""
+        if not self._native_rows:
+            return None
+        weight, scale, bias = map(kept.address, (self._weight_NK, self._scale_N, self._bias_N), (None, torch.bfloat16, torch.bfloat16))
+        return NativeProduct(weight, scale, bias, None, 8, self._weight_NK.shape[1], len(self._weight_NK), 0, 0)
+
     def packed(self, x_MK: Tensor) -> Tensor:
         if not (x_MK.is_contiguous() and int8.is_aligned(x_MK, int8.ACTIVATION_ALIGNMENT)):
             x_MK = x_MK.clone(memory_format=torch.contiguous_format)
@@ -108,6 +117,15 @@ class Int4Product:
             return self.packed(x_MK)
         return int4.multiply(x_MK, self._weight_TKb, self._scale_zero_GP2, self._rows, self._bias_N, self._input_scale_K)
 
+    def native(self, kept: Kept) -> NativeProduct | None:
+        """As `native.step` reads it; `None` where our own kernels do not serve."""
+        if not self._native_rows:
+            return None
+        weight, lines = kept.address(self._weight_TKb), kept.address(self._scale_zero_GP2)
+        bias, input_scale = kept.address(self._bias_N, torch.bfloat16), kept.address(self._input_scale_K, torch.bfloat16)
+        width, filled = self._weight_TKb.shape[1], self._scale_zero_GP2.shape[1]
+        return NativeProduct(weight, lines, bias, input_scale, 4, width, self._rows, filled, self._group)
+
     def packed(self, x_MK: Tensor) -> Tensor:
         x_MK = x_MK.contiguous() if self._input_scale_K is None else x_MK * self._input_scale_K
         weight = self._kernel_weight() if self._as_kernel_reads is None else self._as_kernel_reads
@@ -124,10 +142,10 @@ class SideBySide:
     """Products of the same input, their outputs one after the other."""
 
     def __init__(self, products: Sequence[Product]):
-        self._products = products
+        self.products = products
 
     def __call__(self, x_MK: Tensor) -> Tensor:
-        return torch.cat([product(x_MK) for product in self._products], dim=-1)
+        return torch.cat([product(x_MK) for product in self.products], dim=-1)
 
 
 class Rounding:

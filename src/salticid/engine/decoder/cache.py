@@ -57,13 +57,23 @@ class KeyValueCache:
     def nbytes(self) -> int:
         return self._keys.nbytes + self._values.nbytes
 
+    def extend_whole(self) -> tuple[Tensor, Tensor]:
+        """Room for one more token of a single row, in the stores of all layers, (L, G, C, K); keys and values must be filled in."""
+        self._extend(1)
+        return self._keys[:, 0], self._values[:, 0]
+
     def extend(self, tokens: int) -> list[Slot]:
         """Room for as many more tokens in each row; a slot for each layer, which must fill it."""
+        start = self._extend(tokens)
+        new, whole = ([store.narrow(3, *span).unbind() for store in self._both] for span in ((start, tokens), (0, self.length)))
+        return list(map(Slot, *new, *whole))
+
+    def _extend(self, tokens: int) -> int:
+        """The length before."""
         start, self.length = self.length, self.length + tokens
         if self.length > self.capacity:
             self._grow()
-        new, whole = ([store.narrow(3, *span).unbind() for store in self._both] for span in ((start, tokens), (0, self.length)))
-        return list(map(Slot, *new, *whole))
+        return start
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

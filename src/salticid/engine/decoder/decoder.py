@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from salticid.engine.decoder.cache import KeyValueCache
+from salticid.engine.decoder.native_step import read_step
 from salticid.engine.decoder.plan import Plan, read_plan
 from salticid.engine.decoder.unplanned import Unplanned
 from salticid.models import VisionLanguageModel
+from salticid.quant.native.step import Step
 
 
 class Decoder(Protocol):
@@ -54,7 +56,7 @@ class LeanDecoder:
     batches = True
 
     def __init__(self, model: VisionLanguageModel, plan: Plan):
-        self.model, self.plan = model, plan
+        self.model, self.plan, self._read_one = model, plan, read_step(plan)
         # Under DeepSpeed's rule the experts' room depends on how many tokens are read at once.
         self.splits = model.experts is None or model.experts.routing != "deepspeed"
 
@@ -70,6 +72,8 @@ class LeanDecoder:
 
     def step(self, tokens_B: Tensor, cache: KeyValueCache) -> Tensor:
         x_BD = self.model.get_input_embeddings()(tokens_B).float()
+        if self._read_one is not None and len(tokens_B) == 1 and cache.padding_B is None:
+            return self._step_once(self._read_one, x_BD[0], cache).unsqueeze(0)
         slots, position = cache.extend(1), cache.length - 1
         if cache.padding_B is None:
             turn = self.plan.rotary.span(position, 1)
@@ -79,6 +83,11 @@ class LeanDecoder:
         for layer, slot in zip(self.plan.layers, slots, strict=True):
             x_BD = layer.step(x_BD, turn, slot, mask_B11S)
         return self._predict(x_BD)
+
+    def _step_once(self, read_one: Step, x_D: Tensor, cache: KeyValueCache) -> Tensor:
+        keys, values = cache.extend_whole()
+        turn = self.plan.rotary.span(cache.length - 1, 1)
+        return read_one(x_D, turn.cos.float(), turn.sin.float(), keys, values, cache.length - 1).to(self.plan.cache.dtype)
 
     def _predict(self, x_BD: Tensor) -> Tensor:
         logits_BV = self.plan.head(self.plan.final_norm(x_BD))

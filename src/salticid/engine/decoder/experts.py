@@ -16,7 +16,7 @@ from salticid.engine.decoder.feed_forward import FeedForward, read_activation, r
 from salticid.models.moe.experts import visit_experts
 from salticid.models.moe.layer import ExpertsLayer
 from salticid.models.moe.router import Router
-from salticid.quant.expert_products import fuse_experts
+from salticid.quant.expert_products import ExpertProducts, fuse_experts
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ExpertsFeedForward:
 
     router: Router
     experts: int
-    feed_forward: Callable[[int, Tensor], Tensor]
+    products: ExpertProducts
     dense: FeedForward | None = None
     coefficient: Any = None
 
@@ -45,11 +45,11 @@ class ExpertsFeedForward:
         return self._beside(x_BD, y_BD, None if self.dense is None else self.dense.step)
 
     def _visit(self, x_SD: Tensor, experts_SK: Tensor, weights_SK: Tensor) -> Tensor:
-        return visit_experts(self.feed_forward, self.experts, x_SD, experts_SK, weights_SK)
+        return visit_experts(self.products.feed_forward, self.experts, x_SD, experts_SK, weights_SK)
 
     def _visit_once(self, x_1D: Tensor, experts_1K: Tensor, weights_1K: Tensor) -> Tensor:
         """One token needs no sorting."""
-        outputs = [self.feed_forward(expert, x_1D) for expert in experts_1K[0].tolist()]
+        outputs = [self.products.feed_forward(expert, x_1D) for expert in experts_1K[0].tolist()]
         return (weights_1K @ torch.cat(outputs).to(weights_1K.dtype)).to(x_1D.dtype)
 
     def _beside(self, x_SD: Tensor, y_SD: Tensor, dense: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -66,7 +66,7 @@ def read_experts(layer: ExpertsLayer) -> ExpertsFeedForward:
     return ExpertsFeedForward(
         router=layer.router,
         experts=int(layer.experts.num_experts),
-        feed_forward=fuse_experts(layer.experts, read_activation(layer.experts.act_fn)).feed_forward,
+        products=fuse_experts(layer.experts, read_activation(layer.experts.act_fn)),
         dense=None if dense is None else read_dense(dense),
         coefficient=layer.coefficient,
     )

@@ -16,12 +16,14 @@ from salticid.models.moe.upcycle import FEED_FORWARDS
 
 Activation = Callable[[Tensor], Tensor]
 
+SILU: Activation = F.silu
+GELU_TANH: Activation = partial(F.gelu, approximate="tanh")
 # By the name of transformers' class; where it writes a formula out, the one kernel that computes it.
 ACTIVATIONS: dict[str, Activation] = {
-    "SiLUActivation": F.silu,
-    "SiLU": F.silu,
-    "NewGELUActivation": partial(F.gelu, approximate="tanh"),
-    "GELUTanh": partial(F.gelu, approximate="tanh"),
+    "SiLUActivation": SILU,
+    "SiLU": SILU,
+    "NewGELUActivation": GELU_TANH,
+    "GELUTanh": GELU_TANH,
     "GELUActivation": F.gelu,
 }
 

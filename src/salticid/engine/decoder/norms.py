@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,33 +35,55 @@ def rms_norm(x: Tensor, scale: Tensor, tiny: Tensor, dtype: torch.dtype) -> Tens
     return (x * scale).div_(torch.linalg.vector_norm(x, 2, -1, True).hypot_(tiny)).to(dtype)
 
 
-def _rms(weight: Tensor, eps: float, dtype: torch.dtype) -> Norm:
-    width = weight.shape[-1]
-    scale = weight.detach().float() * width**0.5
-    tiny = scale.new_tensor((width * eps) ** 0.5)
-    return lambda x: rms_norm(x, scale, tiny, dtype)
+class Rms:
+    """RMSNorm over the last axis."""
+
+    def __init__(self, weight: Tensor, eps: float, dtype: torch.dtype):
+        self.weight, self.eps, self._dtype = weight.detach().float(), eps, dtype
+        width = weight.shape[-1]
+        self._scale = self.weight * width**0.5
+        self._tiny = self._scale.new_tensor((width * eps) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self._scale, self._tiny, self._dtype)
+
+
+class Layered:
+    """LayerNorm over the last axis."""
+
+    def __init__(self, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype):
+        self._shape, self.eps, self._dtype = shape, eps, dtype
+        self.weight, self.bias = (None if tensor is None else tensor.detach().float() for tensor in (weight, bias))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(x.float(), self._shape, self.weight, self.bias, self.eps).to(self._dtype)
+
+
+class PerHead:
+    """LayerNorm over the last axis, where each head (H, K) has a weight of its own: StableLM's."""
+
+    def __init__(self, weight_HK: Tensor, eps: float, dtype: torch.dtype):
+        self.weight_HK, self.eps, self._dtype = weight_HK, eps, dtype
+
+    def __call__(self, x_MHK: Tensor) -> Tensor:
+        return (torch.layer_norm(x_MHK.float(), self.weight_HK.shape[-1:], None, None, self.eps) * self.weight_HK).to(self._dtype)
 
 
 def _variance(module: Any, dtype: torch.dtype) -> Norm:
-    return _rms(module.weight, module.variance_epsilon, dtype)
+    return Rms(module.weight, module.variance_epsilon, dtype)
 
 
 def _one_more(module: Any, dtype: torch.dtype) -> Norm:
     """Gemma's weight is what is added to one."""
-    return _rms(1 + module.weight.detach().float(), module.eps, dtype)
+    return Rms(1 + module.weight.detach().float(), module.eps, dtype)
 
 
 def _layer_norm(module: Any, dtype: torch.dtype) -> Norm:
-    shape, eps = module.normalized_shape, module.eps
-    weight, bias = (None if tensor is None else tensor.detach().float() for tensor in (module.weight, module.bias))
-    return lambda x: torch.layer_norm(x.float(), shape, weight, bias, eps).to(dtype)
+    return Layered(module.normalized_shape, module.weight, module.bias, module.eps, dtype)
 
 
 def _per_head(module: Any, dtype: torch.dtype) -> Norm:
-    """StableLM's: each head has a weight of its own."""
-    weight_HK = torch.stack([norm.weight.detach().float() for norm in module.norms])
-    shape, eps = module.norms[0].normalized_shape, module.norms[0].eps
-    return lambda x_MHK: (torch.layer_norm(x_MHK.float(), shape, None, None, eps) * weight_HK).to(dtype)
+    return PerHead(torch.stack([norm.weight.detach().float() for norm in module.norms]), module.norms[0].eps, dtype)
 
 
 def _identity(module: nn.Module, dtype: torch.dtype) -> Norm:
@@ -79,6 +101,6 @@ READERS: dict[str, Callable[[Any, torch.dtype], Norm]] = {
     "Qwen3RMSNorm": _variance,
     "GemmaRMSNorm": _one_more,
     "Gemma2RMSNorm": _one_more,
-    "RootMeanSquareLayerNorm": lambda module, dtype: _rms(module.weight, module.eps, dtype),
+    "RootMeanSquareLayerNorm": lambda module, dtype: Rms(module.weight, module.eps, dtype),
     "Identity": _identity,
 }

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from salticid.engine.decoder.unplanned import Unplanned
 from salticid.models import norms
-from salticid.quant.kernels import can_fuse, fuse
+from salticid.quant.kernels import SideBySide, can_fuse, fuse
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -34,7 +33,7 @@ def read_joined(layers: Sequence[nn.Module]) -> Multiply:
     products = read_products(layers)
     if len(products) == 1:
         return products[0]
-    return lambda x_MK: torch.cat([product(x_MK) for product in products], -1)
+    return SideBySide(products)
 
 
 def read_product(layer: nn.Module) -> Multiply:

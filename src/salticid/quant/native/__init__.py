@@ -1,4 +1,4 @@
-"""Salticid's own kernels for small weights and for the attention of a token, written in C (`kernels.c`) and compiled while the package is installed.
+"""Salticid's own kernels for small weights and for the attention of a token, written in C (the files beside this one) and compiled while the package is installed.
 
 They round activations to 8 bits, in blocks of 32 inputs with a scale each, and multiply whole numbers. Torch's packed kernels keep
 activations in bfloat16 and are bound by their arithmetic; these are bound by how fast memory gives the weights, see
@@ -28,6 +28,7 @@ _STEPS, _SIZES = ctypes.c_long * 3, ctypes.c_long * 5
 _FUNCTIONS = {
     "salticid_int4_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _ADDRESS, _INT),
     "salticid_attend": (_ADDRESS, _ADDRESS, _STEPS, _ADDRESS, _STEPS, _ADDRESS, _COUNT, _SIZES, _FLOAT, _FLOAT, _ADDRESS, _INT),
+    "salticid_step": (_ADDRESS, _ADDRESS, _INT),
     "salticid_int8_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _INT),
 }
 
@@ -137,6 +138,11 @@ def attend(q_BGNK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B11S: Tensor | N
         torch.get_num_threads(),
     )
     return _made(y_BGNK, done)
+
+
+def run_step(decoder: ctypes.Structure, token: ctypes.Structure, logits_V: Tensor) -> Tensor:
+    """Read one token; see `salticid.quant.native.step`, which makes the structures."""
+    return _made(logits_V, _open().salticid_step(ctypes.byref(decoder), ctypes.byref(token), torch.get_num_threads()))
 
 
 def _made(y_MN: Tensor, done: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compile `kernels.c`. The standard library alone: this runs while the package is installed, from `hatch_build.py`.
+"""Compile the kernels. The standard library alone: this runs while the package is installed, from `hatch_build.py`.
 
 python src/salticid/quant/native/build.py    # again, after a change
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in ("supported", "products", "attention", "step"))
 LIBRARY = Path(__file__).with_name("kernels.so")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden")
 
@@ -25,7 +25,9 @@ def build(target: Path = LIBRARY) -> str | None:
     compiler = shlex.split(os.environ.get("CC", "")) or [next(filter(shutil.which, ("cc", "gcc", "clang")), "cc")]
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        done = subprocess.run([*compiler, *FLAGS, "-o", str(partial), str(SOURCE)], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [*compiler, *FLAGS, "-o", str(partial), *map(str, SOURCES), "-lm"], capture_output=True, text=True, timeout=300
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"the C compiler {compiler[0]} cannot be run: {error}"
     if done.returncode != 0:
