@@ -87,11 +87,14 @@ class LeanDecoder:
     def _step_once(self, read_one: Step, x_D: Tensor, cache: KeyValueCache) -> Tensor:
         keys, values = cache.extend_whole()
         turn = self.plan.rotary.span(cache.length - 1, 1)
-        return read_one(x_D, turn.cos.float(), turn.sin.float(), keys, values, cache.length - 1).to(self.plan.cache.dtype)
+        logits_V = read_one(x_D, turn.cos.float(), turn.sin.float(), keys, values, cache.length - 1)
+        return self._cap(logits_V).to(self.plan.cache.dtype)
 
     def _predict(self, x_BD: Tensor) -> Tensor:
-        logits_BV = self.plan.head(self.plan.final_norm(x_BD))
-        return logits_BV if self.plan.cap is None else torch.tanh(logits_BV / self.plan.cap) * self.plan.cap
+        return self._cap(self.plan.head(self.plan.final_norm(x_BD)))
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        return logits if self.plan.cap is None else torch.tanh(logits / self.plan.cap) * self.plan.cap
 
 
 class ModuleDecoder:

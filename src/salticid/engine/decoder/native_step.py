@@ -13,7 +13,7 @@ import torch
 from salticid.engine.decoder.experts import ExpertsFeedForward
 from salticid.engine.decoder.feed_forward import GELU_TANH, SILU, GatedFeedForward, PlainFeedForward
 from salticid.engine.decoder.layer import Layer
-from salticid.engine.decoder.norms import Layered, PerHead, Rms
+from salticid.engine.decoder.norms import Layered, PerHead, Rms, Unchanged
 from salticid.engine.decoder.plan import Plan
 from salticid.quant import native
 from salticid.quant.kernels import Int4Product, Int8Product, SideBySide
@@ -28,7 +28,7 @@ class _Unknown(Exception):
 
 def read_step(plan: Plan) -> s.Step | None:
     """The plan for one token at a time; `None` where it holds weights in floats or a part that is not known there."""
-    if not native.available() or not plan.cache.keys_by_channel or plan.cap is not None:
+    if not native.available() or not plan.cache.keys_by_channel:
         return None
     kept = s.Kept()
     try:
@@ -117,7 +117,7 @@ def _product(multiply: Any, kept: s.Kept) -> s.Product:
 
 
 def _norm(norm: Any, kept: s.Kept) -> s.Norm:
-    if norm is None:
+    if norm is None or isinstance(norm, Unchanged):
         return s.Norm()
     if isinstance(norm, Rms):
         return kept.norm(s.RMS_NORM, norm.weight, None, norm.eps)

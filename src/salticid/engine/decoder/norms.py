@@ -86,8 +86,14 @@ def _per_head(module: Any, dtype: torch.dtype) -> Norm:
     return PerHead(torch.stack([norm.weight.detach().float() for norm in module.norms]), module.norms[0].eps, dtype)
 
 
-def _identity(module: nn.Module, dtype: torch.dtype) -> Norm:
-    return lambda x: x.to(dtype)
+class Unchanged:
+    """No normalisation."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype):
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.to(self._dtype)
 
 
 # By the name of the class: importing eight modelling files to compare classes would cost more than all that they are needed for.
@@ -102,5 +108,5 @@ READERS: dict[str, Callable[[Any, torch.dtype], Norm]] = {
     "GemmaRMSNorm": _one_more,
     "Gemma2RMSNorm": _one_more,
     "RootMeanSquareLayerNorm": lambda module, dtype: Rms(module.weight, module.eps, dtype),
-    "Identity": _identity,
+    "Identity": Unchanged,
 }
