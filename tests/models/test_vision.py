@@ -109,6 +109,20 @@ def test_places_are_added_to_what_the_tower_sees(tiny: Any) -> None:
     assert_close(added[0], places(bare.config.vision_grid, bare.config.vision_width))
 
 
+def test_standardized_features_have_no_mean_and_deviate_by_one(tiny: Any) -> None:
+    model = tiny.model("efficientnet", "qformer", vision_positions=True, vision_standardized=True)
+    bare = tiny.model("efficientnet", "qformer", vision_positions=True)
+    photos = tiny.photos(bare.config, 20)
+    code = places(bare.config.vision_grid, bare.config.vision_width)
+    assert_close(model.vision_tower(photos), bare.vision_tower(photos))  # as long as nothing is measured
+    model.vision_tower.standardize(photos)
+    features = model.vision_tower(photos) - code
+    assert_close(features.mean(dim=(0, 1)), torch.zeros(features.shape[-1]), atol=1e-4, rtol=0)
+    loud = (bare.vision_tower(photos) - code).std(dim=(0, 1)) > 0.06
+    assert loud.any()
+    assert_close(features.std(dim=(0, 1))[loud], torch.ones(int(loud.sum())), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("grid", "width"), [(1, 8), (4, 16), (7, 30)])
 def test_every_place_has_a_code_of_its_own(grid: int, width: int) -> None:
     code = places(grid, width)

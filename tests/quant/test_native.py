@@ -19,7 +19,6 @@ from salticid.quant.kernels import choose_kernel, fuse
 from salticid.quant.native import build
 
 compiled = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
-# Up to 8 rows, or 20 with weights in 8 bits, nothing is unpacked, and blocks are of 32 inputs; then of 64, where groups allow it. 513 rows are more than are multiplied at a time.
 ROWS = [1, 2, 3, 4, 7, 8, 9, 15, 20, 21, 40, 513]
 
 

@@ -231,6 +231,52 @@ def test_a_second_run_starts_from_the_first(recipe: Build, tmp_path: Path) -> No
         assert_close(weights(second.output)[name], weight, rtol=0, atol=1e-6, msg=name)
 
 
+LOCAL = {"vision_positions": True, "vision_standardized": True, "local_queries": True}
+
+
+def test_queries_learn_their_cells_and_then_what_is_drawn(
+    recipe: Build, captions_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """From cached features and without texts; the next run goes on from it with views whose texts are true of them alone."""
+    square = {**recipe().connector, "queries": 4}
+    data = {"data__flip": False, "data__crop": 1.0, "connector": square, "model": LOCAL}
+    cells = recipe(output=tmp_path / "cells", only_local=True, data__cache=True, schedule__steps=30, **data)
+    run_qformer(cells)
+    losses = report(cells.output)["losses"]
+    assert list(losses) == ["locality_loss"]
+    assert losses["locality_loss"] < 0.9
+    first, _, _ = load_qformer(cells.output)
+    assert first.vision_tower.feature_mean.abs().sum() > 0
+
+    source = {"kind": "photo_tasks", "path": "flickr8k", "options": {"reader": "flickr8k", "tasks": ["bare"], "turns": 1}}
+    drawn = {"data__captions": "drawn", "data__sources": [{**source, "weight": 3}, {**source, "weight": 1}], "data__crop": 0.9}
+    second = recipe(output=tmp_path / "second", start=cells.output, **{**data, **drawn})
+    run_qformer(second)
+    assert set(report(second.output)["losses"]) == {"contrastive_loss", "matching_loss", "generation_loss", "locality_loss"}
+    trained, _, _ = load_qformer(second.output)
+    assert torch.equal(trained.vision_tower.feature_mean, first.vision_tower.feature_mean)
+
+    language = tmp_path / "language"
+    VisionLanguageModel.from_pretrained(tiny_model_folder).language_model.save_pretrained(language)
+    _copy_tokenizer(tiny_model_folder, language)
+    fields: dict[str, Any] = {"vision": VISION, "vision_weights": second.output, "language": language, "image": "efficientnet_lite"}
+    fields |= {"connector": square, "connector_weights": second.output}
+    model, _ = assemble(Parts(**fields, model={"vision_positions": True, "vision_standardized": True}))
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model.eval().vision_tower(pixels), trained.get_image_features(pixels))
+    model.save_pretrained(tmp_path / "whole")
+    with torch.no_grad():
+        again = VisionLanguageModel.from_pretrained(tmp_path / "whole").eval()
+        assert torch.equal(again.vision_tower(pixels), model.vision_tower(pixels))
+    with pytest.raises(CheckpointError, match="reads another vision tower"):
+        assemble(Parts(**fields, model={"vision_positions": True}))
+
+    third = recipe(output=tmp_path / "third", start=second.output, connector=square, model={**LOCAL, "local_queries": False})
+    run_qformer(third)
+    assert "locality_loss" not in report(third.output)["losses"]
+
+
 def test_train_tells_kinds_of_recipes_apart(recipe: Build, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     values = recipe().model_dump(mode="json")
@@ -247,6 +293,12 @@ def test_train_tells_kinds_of_recipes_apart(recipe: Build, tmp_path: Path) -> No
     [
         ({"schedule__batch_size": 1}, "told from the others of its batch: give 2 or more"),
         ({"schedule__min_lr": 1e-2}, "schedule.min_lr 0.01 is above learning_rate 0.001"),
+        ({"only_local": True}, "the queries have no cells: set model.local_queries to true"),
+        (
+            {"data__captions": "drawn", "data__cache": True, "data__flip": False, "data__crop": 1.0},
+            "views of their own: set cache to false",
+        ),
+        ({"data__captions": "drawn", "schedule__steps": None, "schedule__epochs": 1}, "has no epochs: give schedule.steps"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(recipe: Build, changes: dict[str, Any], message: str) -> None:
@@ -258,6 +310,7 @@ def test_parts_that_do_not_fit_are_refused(recipe: Build, tmp_path: Path) -> Non
     for changes, error, message in (
         ({"data__max_tokens": 33}, ConfigurationError, "max_tokens is 33 but the Q-Former has 32 positions"),
         ({"model": {"vision_layer": [1]}}, ConfigurationError, "has no option 'vision_layer'"),
+        ({"model": {"local_queries": True}}, ConfigurationError, "3 queries are no square of cells"),
         ({"vision_weights": tmp_path / "none.pth"}, CheckpointError, "no vision weights at"),
         ({"start": tmp_path / "none.pth"}, CheckpointError, "there is no file"),
     ):

@@ -124,12 +124,11 @@ def _model_type(folder: Path) -> str:
 
 
 def _from_earlier(folder: Path, model: QFormerPretrainingModel) -> tuple[dict[str, Tensor], Iterable[str]]:
-    weights = load_qformer(folder)[0].state_dict()
-    own = model.state_dict()
-    kept = {
-        name: weight for name, weight in weights.items() if not name.startswith("vision_tower.") and (not name.startswith(CELLS) or own)
-    }
-    return kept, own
+    """All but the tower: of that, what was measured, and of heads, those that the new model has."""
+    weights, own = load_qformer(folder)[0].state_dict(), model.state_dict()
+    left_out = ("vision_tower.", CELLS) if model.cell_head is None else ("vision_tower.",)
+    kept = {name: weight for name, weight in weights.items() if (name in own and name in MEASURED) or not name.startswith(left_out)}
+    return kept, [name for name in own if name.startswith(CELLS)]
 
 
 def _from_bert(folder: Path, model: QFormerPretrainingModel) -> tuple[dict[str, Tensor], Iterable[str]]:

@@ -30,6 +30,9 @@ class VisionTower(nn.Module):
     Features of EfficientNet-Lite stages that are finer than the last are folded into depth, so that all stages share the last one's grid.
     """
 
+    feature_mean: torch.Tensor
+    feature_deviation: torch.Tensor
+
     def __init__(self, config: VisionLanguageConfig):
         super().__init__()
         self.model = _build_tower(config.vision_config)

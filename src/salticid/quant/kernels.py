@@ -141,7 +141,7 @@ class Int4Product:
 class SideBySide:
     """Products of the same input, their outputs one after the other."""
 
-    def __init__(self, products: Sequence[Product]):
+    def __init__(self, products: Sequence[Callable[[Tensor], Tensor]]):
         self.products = products
 
     def __call__(self, x_MK: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
             (
                 {name: entry[name] for name in LOSSES if name in entry}
                 for entry in reversed(trainer.state.log_history)
-                if LOSSES[0] in entry
+                if any(name in entry for name in LOSSES)
             ),
             None,
         ),
@@ -150,7 +150,7 @@ def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor
 def _standardize(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> None:
     """The same after an interruption, for the same photos are drawn."""
     data = _drawn(recipe, MEASURED_PHOTOS)
-    images = [image for item in range(len(data)) for image in data[item].images]
+    images: Any = [image for item in range(len(data)) for image in data[item].images]
     model.vision_tower.eval()
     model.vision_tower.standardize(image_processor(images, return_tensors="pt")["pixel_values"])
 

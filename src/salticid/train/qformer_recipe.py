@@ -18,8 +18,8 @@ class CaptionDataRecipe(Strict):
 
     captions: "references", what data sets give as people's captions of a photo; "answers", for data sets whose every answer is a caption,
     such as coco_caption; or "drawn", the answers of an example that is drawn anew each time, one after the other, beside the view of its
-    photo for which they are true: for scenes, windows and mixtures by weight. cache: compute what the frozen tower sees of each photo once, and keep it on disk as float16, so that
-    a step costs the Q-Former alone; photos are then shown one way only.
+    photo for which they are true: for scenes, windows and mixtures by weight. cache: compute what the frozen tower sees of each photo
+    once, and keep it on disk as float16, so that a step costs the Q-Former alone; photos are then shown one way only.
     """
 
     folder: Path = Path("data")

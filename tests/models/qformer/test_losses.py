@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from salticid.models.qformer.losses import contrastive_loss, hard_negatives, same_photo
+from salticid.models.qformer.losses import contrastive_loss, hard_negatives, locality_loss, same_photo
 
 
 def plain_contrastive(logits: list[list[float]], photos: list[int], smoothing: float) -> float:
@@ -74,3 +74,13 @@ def test_a_batch_of_one_photo_has_no_negatives() -> None:
     rows, columns = hard_negatives(torch.randn(3, 3), same_photo(torch.tensor([2, 2, 5])))
     assert rows.tolist() == [0, 1, 2]
     assert columns[:2].tolist() == [2, 2]
+
+
+def test_queries_that_tell_their_cells_lose_nothing() -> None:
+    """Sixteen patches, four queries: each tells the mean of two by two patches, less what all photos have in common."""
+    features = torch.randn(8, 16, 5, generator=torch.Generator().manual_seed(0)) + 3
+    cells = features.view(8, 2, 2, 2, 2, 5).mean(dim=(2, 4)).flatten(1, 2)
+    told = cells - cells.mean(dim=0)
+    assert locality_loss(told, features) < 1e-10
+    assert 0.8 < locality_loss(torch.zeros_like(told), features) < 1  # 7/8: variances are of eight photos
+    assert locality_loss(told[:, [1, 0, 3, 2]], features) > 1

@@ -43,8 +43,8 @@ def hard_negatives(logits_BB: torch.Tensor, same_BB: torch.Tensor) -> tuple[torc
 def locality_loss(told_BQD: torch.Tensor, features_BND: torch.Tensor) -> torch.Tensor:
     """Share of what the cells' features vary by from photo to photo that the queries do not tell: 1 where they tell nothing of it.
 
-    Both grids are square; query by query, row by row, each tells how the mean feature of its cell differs from other photos'. Queries that answer for the whole photo
-    lose where things are (Honeybee, arXiv 2312.06742, which gives its connector locality in other ways).
+    Both grids are square; query by query, row by row, each tells how the mean feature of its cell differs from other photos'. Queries that
+    answer for the whole photo lose where things are (Honeybee, arXiv 2312.06742, which gives its connector locality in other ways).
     """
     side, patches = math.isqrt(told_BQD.shape[1]), math.isqrt(features_BND.shape[1])
     grid_BDhw = features_BND.float().transpose(1, 2).unflatten(2, (patches, patches))

@@ -140,11 +140,10 @@ class QFormerPretrainingModel(PreTrainedModel):
         contrastive = contrastive_loss(logits_BB, same_BB, label_smoothing)
         matching = self._matching_loss(image_features, input_ids, attention_mask, logits_BB, same_BB)
         generation = self._generation_loss(words_BTD, input_ids, attention_mask, label_smoothing)
-        loss, locality = contrastive + matching + generation, None
-        if self.cell_head is not None:
-            locality = locality_loss(self.cell_head(queries_BQD), image_features)
-            loss = loss + locality
-        return QFormerPretrainingOutput(loss, contrastive, matching, generation, locality, similarity_BB)
+        loss = contrastive + matching + generation
+        local = None if self.cell_head is None else locality_loss(self.cell_head(queries_BQD), image_features)
+        loss = loss if local is None else loss + local
+        return QFormerPretrainingOutput(loss, contrastive, matching, generation, local, similarity_BB)
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

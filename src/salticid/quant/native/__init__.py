@@ -1,4 +1,5 @@
-"""Salticid's own kernels for small weights and for the attention of a token, written in C (the files beside this one) and compiled while the package is installed.
+"""Salticid's own kernels for small weights, for the attention of a token and for a whole decoder's step (`step.py`), written in C and
+compiled while the package is installed (`build.py`).
 
 They round activations to 8 bits, in blocks of 32 inputs with a scale each, and multiply whole numbers. Torch's packed kernels keep
 activations in bfloat16 and are bound by their arithmetic; these are bound by how fast memory gives the weights, see
