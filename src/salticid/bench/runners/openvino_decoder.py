@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ def make_runner(plain: VisionLanguageModel, precision: str, threads: int) -> Run
         raise InputError("the peer openvino cannot trace experts, whose tokens decide what runs; measure a dense shape, such as phi-2")
     import openvino
 
-    model = decoder_graph(plain, "input_ids")
+    # Traced in float32: it recognises small weights in no other graph, and casts to the hinted precision itself.
+    model = decoder_graph(copy.deepcopy(plain).float(), "input_ids")
     if precision in ("int8", "int4"):
         compress(model, precision)
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
