@@ -171,6 +171,7 @@ def test_what_is_installed_is_what_the_source_says(tmp_path: Path) -> None:
 
 
 def test_a_damaged_library_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(native.SWITCH, raising=False)
     (tmp_path / "kernels.so").write_bytes(b"no library")
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "kernels.so")
     native.why_not.cache_clear()
