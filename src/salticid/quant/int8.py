@@ -26,9 +26,6 @@ if HAS_PACKED_BFLOAT16 or ARM:
 if ARM:
     PACKED_ROWS[torch.float32] = 1
 
-# Rows up to which Salticid's own kernel is used where oneDNN has one for 8-bit activations; for more that is faster.
-NATIVE_ROWS = 128
-
 # Weights that are unpacked at a time: a bound on the memory that a product takes.
 UNPACKED_WEIGHTS = 2**23
 
@@ -84,7 +81,7 @@ def multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | Non
     """(..., K) -> (..., N) in the dtype of `x`: by our own kernel, torch's packed one or in 8-bit activations where they serve, else
     unpacked."""
     x_MK = x.reshape(-1, x.shape[-1])
-    if native.serves(x_MK, scale_N) and native_pays(len(x_MK), weight_NK.shape):
+    if native.serves(x_MK, scale_N):
         return native.int8_multiply(x_MK, weight_NK, scale_N, bias_N).view(*x.shape[:-1], weight_NK.shape[0])
     if _packed_kernel_serves(x_MK, weight_NK, scale_N):
         y = torch._weight_int8pack_mm(x_MK, weight_NK, scale_N).view(*x.shape[:-1], weight_NK.shape[0])
@@ -96,11 +93,6 @@ def multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | Non
     else:
         y = unpack_and_multiply(x, weight_NK, scale_N)
     return y if bias_N is None else y + bias_N
-
-
-def native_pays(rows: int, shape: tuple[int, ...]) -> bool:
-    """Is our own kernel the fastest for so many rows?"""
-    return rows <= NATIVE_ROWS or not w8a8.pays(rows, (shape[0], shape[1]), bits=8)
 
 
 def multiply_w8a8(x_MK: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None = None) -> Tensor:

@@ -8,7 +8,6 @@ Shape legend: M rows of activations, N output channels, P the same filled up, K 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -57,11 +56,11 @@ class Int8Product:
 
     def __init__(self, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None):
         self._weight_NK, self._scale_N, self._bias_N = weight_NK, scale_N, bias_N
-        self._native_rows = _native_rows(scale_N) and (sys.maxsize if int8.native_pays(sys.maxsize, weight_NK.shape) else int8.NATIVE_ROWS)
+        self._is_native = _is_native(scale_N)
         self.packed_rows = int8.PACKED_ROWS.get(scale_N.dtype, 0) if int8.kernel_reads(weight_NK) else 0
 
     def __call__(self, x_MK: Tensor) -> Tensor:
-        if 0 < x_MK.shape[0] <= self._native_rows:
+        if self._is_native and x_MK.shape[0] > 0:
             return native.int8_multiply(x_MK, self._weight_NK, self._scale_N, self._bias_N)
         if 0 < x_MK.shape[0] <= self.packed_rows:
             return self.packed(x_MK)
@@ -69,7 +68,7 @@ class Int8Product:
 
     def native(self, kept: Kept) -> NativeProduct | None:
         """As `native.step` reads it; `None` where our own kernels do not serve."""
-        if not self._native_rows:
+        if not self._is_native:
             return None
         weight, scale, bias = map(kept.address, (self._weight_NK, self._scale_N, self._bias_N), (None, torch.bfloat16, torch.bfloat16))
         return NativeProduct(weight, scale, bias, None, 8, self._weight_NK.shape[1], len(self._weight_NK), 0, 0)
@@ -104,13 +103,13 @@ class Int4Product:
         self._input_scale_K = None if input_scale_K is None else input_scale_K.to(scale_zero_GP2.dtype)
         self._group = weight_TKb.shape[1] // scale_zero_GP2.shape[0]
         self._filled = scale_zero_GP2.shape[1] != rows
-        self._native_rows = _native_rows(scale_zero_GP2)
+        self._is_native = _is_native(scale_zero_GP2)
         on_processor = int4.HAS_PACKED_KERNEL and weight_TKb.device.type == "cpu"
         self.packed_rows = int4.PACKED_ROWS.get(scale_zero_GP2.dtype, 0) if on_processor else 0
         self._as_kernel_reads = weight_TKb.view(scale_zero_GP2.shape[1], -1) if self.packed_rows and int4.kernel_reads_tiles() else None
 
     def __call__(self, x_MK: Tensor) -> Tensor:
-        if 0 < x_MK.shape[0] <= self._native_rows:
+        if self._is_native and x_MK.shape[0] > 0:
             x_MK = x_MK if self._input_scale_K is None else x_MK * self._input_scale_K
             return native.int4_multiply(x_MK, self._weight_TKb, self._scale_zero_GP2, self._rows, self._bias_N)
         if 0 < x_MK.shape[0] <= self.packed_rows:
@@ -119,7 +118,7 @@ class Int4Product:
 
     def native(self, kept: Kept) -> NativeProduct | None:
         """As `native.step` reads it; `None` where our own kernels do not serve."""
-        if not self._native_rows:
+        if not self._is_native:
             return None
         weight, lines = kept.address(self._weight_TKb), kept.address(self._scale_zero_GP2)
         bias, input_scale = kept.address(self._bias_N, torch.bfloat16), kept.address(self._input_scale_K, torch.bfloat16)
@@ -224,9 +223,9 @@ def int4_product(weight_TKb: Tensor, scale_zero_GP2: Tensor, rows: int, *options
     return Rounding(Int4Product(weight_TKb, scale_zero_GP2.bfloat16(), rows, *options), product, rows, bits=4)
 
 
-def _native_rows(scale: Tensor) -> int:
-    """Rows up to which our own kernel can multiply in a model of this dtype."""
-    return sys.maxsize if scale.dtype == torch.bfloat16 and scale.device.type == "cpu" and native.available() else 0
+def _is_native(scale: Tensor) -> bool:
+    """Do our own kernels multiply in a model of this dtype?"""
+    return scale.dtype == torch.bfloat16 and scale.device.type == "cpu" and native.available()
 
 
 def _rounds(scale: Tensor) -> bool:
@@ -244,7 +243,7 @@ def choose_kernel(bits: int, dtype: torch.dtype, rows: int, shape: tuple[int, in
         "native", "packed", "8-bit activations" or "unpacked".
     """
     inside = dtype_inside(dtype)
-    if inside == torch.bfloat16 and native.available() and (bits == 4 or int8.native_pays(rows, shape)):
+    if inside == torch.bfloat16 and native.available():
         return "native"
     if rows <= {8: int8.PACKED_ROWS, 4: int4.PACKED_ROWS}[bits].get(inside, 0):
         return "packed"

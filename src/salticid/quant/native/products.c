@@ -3,7 +3,7 @@
 #include "common.h"
 
 #define FEW_INT4 8 /* rows up to which weights are not unpacked into memory */
-#define FEW_INT8 20
+#define FEW_INT8 4
 
 static __thread struct {
   void *memory;
@@ -180,16 +180,50 @@ EXPORT int salticid_int4_multiply(const bfloat16 *x, long rows, long width, cons
 
 /* ---- weights in 8 bits */
 
+/* 16 rows of 16 elements of 32 bits, turned round. */
+INLINE void transpose(const __m512i rows[16], __m512i columns[16]) {
+  __m512i pairs[16], fours[16];
+  _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) {
+    pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+  }
+  _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += 4) { /* lane L of fours[i + j]: element 4 L + j of four rows */
+    fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+  _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+    __m512i front0 = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0x44), back0 = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0xee);
+    __m512i front1 = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0x44), back1 = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0xee);
+    columns[j] = _mm512_shuffle_i32x4(front0, front1, 0x88);
+    columns[4 + j] = _mm512_shuffle_i32x4(front0, front1, 0xdd);
+    columns[8 + j] = _mm512_shuffle_i32x4(back0, back1, 0x88);
+    columns[12 + j] = _mm512_shuffle_i32x4(back0, back1, 0xdd);
+  }
+}
+
 /* Inputs of 64 outputs from `weight` on, or of as many as there are, as unsigned codes: four of an output are one element of 32 bits. */
 static void int8_unpack(Bench *bench, const int8_t *weight, long width, long outputs, long inputs) {
-  int32_t index[TILE];
-  for (long i = 0; i < TILE; i++) index[i] = (int32_t)((i < outputs ? i : outputs - 1) * width);
-  uint8_t *codes = bench->codes;
-  for (long k = 0; k < inputs; k += 4, codes += 256)
-    EACH(i, 4) {
-      __m512i four = _mm512_i32gather_epi32(_mm512_loadu_si512(index + 16 * i), weight + k, 1);
-      _mm512_storeu_si512(codes + 64 * i, _mm512_xor_si512(four, _mm512_set1_epi8((char)0x80)));
+  const __m512i flip = _mm512_set1_epi8((char)0x80);
+  for (long k = 0; k < inputs; k += 64) {
+    __mmask64 inside = inputs - k >= 64 ? ~0ull : (1ull << (inputs - k)) - 1;
+    for (int i = 0; i < 4; i++) {
+      __m512i rows[16], columns[16];
+      _Pragma("GCC unroll 16") for (long j = 0; j < 16; j++) {
+        const int8_t *row = weight + (16 * i + j < outputs ? 16 * i + j : outputs - 1) * width + k;
+        _mm_prefetch((const char *)(row + 256), _MM_HINT_T0);
+        rows[j] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(inside, row), flip);
+      }
+      transpose(rows, columns);
+      uint8_t *codes = bench->codes + k * TILE + 64 * i;
+      if (inputs - k >= 64) {
+        _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) _mm512_storeu_si512(codes + 256 * j, columns[j]);
+      } else {
+        _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) _mm512_storeu_si512(codes + 256 * j, columns[j]);
+      }
     }
+  }
 }
 
 static int int8_many(const Rounded *x, long rows, long width, const int8_t *weight, const bfloat16 *scale, const bfloat16 *bias, long outputs,
@@ -227,7 +261,7 @@ static int int8_many(const Rounded *x, long rows, long width, const int8_t *weig
 EXPORT int salticid_int8_multiply(const bfloat16 *x, long rows, long width, const int8_t *weight, const bfloat16 *scale, const bfloat16 *bias,
                                   long outputs, bfloat16 *y, int threads) {
   Rounded rounded;
-  int many = rows > FEW_INT8 && width % BLOCK == 0 && width < INT32_MAX / TILE;
+  int many = rows > FEW_INT8 && width % BLOCK == 0;
   if (!round_rows(&rounded, x, rows, width, many && width % (2 * BLOCK) == 0 ? 2 * BLOCK : BLOCK, threads)) return 0;
   if (many)
     return int8_many(&rounded, rows, width, weight, scale, bias, outputs, y, threads);
