@@ -107,3 +107,22 @@ def test_our_own_kernel(softcap: float | None, shared: int, depth: int, tokens: 
         expected = written_out(q.float().view(2, 3 * shared, 1, depth), *seen, 0.0 if given is None else given.float(), softcap)
         found = attend_once(q, keys, values, given, SCALE, softcap)
         assert_close(found.float().view(expected.shape), expected, atol=1e-3, rtol=2**-7)
+
+
+@pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 5, 70])
+@pytest.mark.parametrize(
+    ("shared", "depth", "before", "new"), [(1, 80, 0, 131), (3, 64, 40, 90), (2, 20, 7, 6), (1, 256, 9, 1), (4, 7, 0, 3), (2, 128, 3, 66)]
+)
+def test_our_own_kernel_for_a_prompt(softcap: float | None, window: int | None, shared: int, depth: int, before: int, new: int) -> None:
+    whole = before + new
+    q, keys, values = draw(new, 3 * shared, depth, seed=1), draw(3, depth, whole + 9, seed=2), draw(3, whole + 9, depth, seed=3)
+    keys[..., whole:], values[:, whole:] = torch.nan, torch.nan
+    q, keys, values = q.bfloat16(), keys.bfloat16().transpose(1, 2)[:, :whole], values.bfloat16()[:, :whole]
+    place_T, other_S = torch.arange(before, whole).unsqueeze(1), torch.arange(whole)
+    seen_TS = (other_S <= place_T) & (other_S > place_T - (window or 999))
+    mask = torch.zeros(seen_TS.shape).masked_fill(~seen_TS, -torch.inf)
+    expected = written_out(q.float().transpose(0, 1)[None], keys.float()[None], values.float()[None], mask, softcap)[0].transpose(0, 1)
+    found = native.attend_prompt(q, keys, values, SCALE, softcap, window)
+    assert_close(found.float(), expected, atol=2e-3, rtol=2**-7)

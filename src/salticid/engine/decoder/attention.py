@@ -15,6 +15,7 @@ from salticid.engine.decoder.cache import Slot
 from salticid.engine.decoder.norms import Norm
 from salticid.engine.decoder.products import Multiply
 from salticid.engine.decoder.rotary import Turn, rotate
+from salticid.quant import native
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Attention:
         slot.new_values.copy_(v_TGK.transpose(0, 1))
         q_1HTK = q_THK.transpose(0, 1).unsqueeze(0)
         keys, values = slot.keys, slot.values
+        if keys.stride(2) == 1 and keys.dtype == torch.bfloat16 and native.available():
+            y_THK = native.attend_prompt(q_THK, keys[0], values[0], self.scale, self.softcap, self.window)
+            return self.output(y_THK.flatten(1))
         if keys.shape[2] == len(x_TD):  # the first tokens: as they come, however the cache has them
             keys, values = k_TGK.transpose(0, 1).unsqueeze(0), v_TGK.transpose(0, 1).unsqueeze(0)
         y_1HTK = attend_causally(q_1HTK, keys, values, self.scale, self.softcap, self.window)

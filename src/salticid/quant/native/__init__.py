@@ -25,10 +25,12 @@ from salticid.quant.native.build import LIBRARY
 SWITCH = "SALTICID_NATIVE"
 
 _ADDRESS, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
-_STEPS, _SIZES = ctypes.c_long * 3, ctypes.c_long * 5
+_DOUBLE = ctypes.c_double
+_PAIR, _STEPS, _SIZES, _PROMPT = (ctypes.c_long * count for count in (2, 3, 5, 6))
 _FUNCTIONS = {
     "salticid_int4_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _ADDRESS, _INT),
     "salticid_attend": (_ADDRESS, _ADDRESS, _STEPS, _ADDRESS, _STEPS, _ADDRESS, _COUNT, _SIZES, _FLOAT, _FLOAT, _ADDRESS, _INT),
+    "salticid_attend_prompt": (_ADDRESS, _COUNT, _ADDRESS, _PAIR, _ADDRESS, _PAIR, _PROMPT, _DOUBLE, _DOUBLE, _ADDRESS, _INT),
     "salticid_step": (_ADDRESS, _ADDRESS, _INT),
     "salticid_int8_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _INT),
 }
@@ -139,6 +141,33 @@ def attend(q_BGNK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B11S: Tensor | N
         torch.get_num_threads(),
     )
     return _made(y_BGNK, done)
+
+
+def attend_prompt(q_THK: Tensor, k_GSK: Tensor, v_GSK: Tensor, scale: float, softcap: float | None, window: int | None) -> Tensor:
+    """The last T of S tokens over those up to themselves, (T, H, K) in bfloat16; weights and sums are float32.
+
+    Args:
+        q_THK: heads of one token side by side. k_GSK: the transpose of keys that lie channel by channel; v_GSK: token by token.
+        softcap: Gemma 2's bound on the scores. window: how many tokens each one sees, itself included.
+    """
+    new, heads, depth = q_THK.shape
+    q_THK = q_THK if q_THK.stride()[1:] == (depth, 1) else q_THK.contiguous()
+    y_THK = torch.empty(new, heads, depth, dtype=torch.bfloat16)
+    key, value = k_GSK.stride(), v_GSK.stride()
+    done = _open().salticid_attend_prompt(
+        q_THK.data_ptr(),
+        q_THK.stride(0),
+        k_GSK.data_ptr(),
+        _PAIR(key[0], key[2]),
+        v_GSK.data_ptr(),
+        _PAIR(value[0], value[1]),
+        _PROMPT(new, k_GSK.shape[1], heads, k_GSK.shape[0], depth, window or 0),
+        scale,
+        softcap or 0.0,
+        y_THK.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return _made(y_THK, done)
 
 
 def run_step(decoder: ctypes.Structure, token: ctypes.Structure, logits_V: Tensor) -> Tensor:

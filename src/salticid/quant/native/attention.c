@@ -1,4 +1,4 @@
-/* Attention of one token of each of several rows. */
+/* Attention of one token of each of several rows, and of a prompt. */
 
 #include "common.h"
 
@@ -19,6 +19,124 @@ EXPORT int salticid_attend(const bfloat16 *q, const bfloat16 *keys, const long *
     float total = weigh(q + head * depth, own_keys, key_steps[2], of_row, depth, tokens, scale, softcap, own);
     const bfloat16 *from = values + row * value_steps[0] + group * value_steps[1];
     mix_head(own, total, from, value_steps[2], tokens, depth, y + head * depth);
+  }
+  free(weights);
+  return 1;
+}
+
+/* ---- a prompt */
+
+#define QUERIES 4    /* that share what was loaded of keys and values */
+#define CHANNELS 80L /* whose sums fill the registers */
+
+/* Scores of four queries over the first `tokens` tokens, `apart` floats from one query's to the next's. */
+static void score(const bfloat16 *const q[QUERIES], const bfloat16 *keys, long key_step, long depth, long tokens, float scale, float softcap,
+                  float *scores, long apart) {
+  for (long start = 0; start < tokens; start += 64) {
+    __m512 sums[QUERIES][4];
+    __mmask16 inside[4];
+    EACH(i, 4) {
+      long left = tokens - start - 16 * i;
+      inside[i] = left > 0 ? first_of(left) : 0;
+      EACH(r, QUERIES) sums[r][i] = _mm512_setzero_ps();
+    }
+    for (long channel = 0; channel < depth; channel++) {
+      __m512 of[4];
+      EACH(i, 4) of[i] = floats(_mm256_maskz_loadu_epi16(inside[i], keys + channel * key_step + start + 16 * i));
+      EACH(r, QUERIES) {
+        __m512 factor = _mm512_set1_ps(to_float(q[r][channel]));
+        EACH(i, 4) sums[r][i] = _mm512_fmadd_ps(factor, of[i], sums[r][i]);
+      }
+    }
+    EACH(r, QUERIES) EACH(i, 4) {
+      __m512 sum = _mm512_mul_ps(sums[r][i], _mm512_set1_ps(scale));
+      if (softcap > 0) sum = _mm512_mul_ps(hyperbolic_tangent(_mm512_div_ps(sum, _mm512_set1_ps(softcap))), _mm512_set1_ps(softcap));
+      _mm512_mask_storeu_ps(scores + r * apart + start + 16 * i, inside[i], sum);
+    }
+  }
+}
+
+/* Scores from `first` to before `last` become weights, all others of `tokens` zeros; their sum. */
+static float soften(float *scores, long first, long last, long tokens) {
+  __m512 most = _mm512_set1_ps(-__builtin_inff()), total = _mm512_setzero_ps();
+  for (long at = first; at < last; at += 16) {
+    __mmask16 inside = first_of(last - at);
+    most = _mm512_mask_max_ps(most, inside, most, _mm512_maskz_loadu_ps(inside, scores + at));
+  }
+  __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  for (long at = first; at < last; at += 16) {
+    __mmask16 inside = first_of(last - at);
+    __m512 weight = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, scores + at), largest));
+    total = _mm512_mask_add_ps(total, inside, total, weight);
+    _mm512_mask_storeu_ps(scores + at, inside, weight);
+  }
+  memset(scores, 0, (size_t)first * sizeof(float));
+  memset(scores + last, 0, (size_t)(tokens - last) * sizeof(float));
+  return _mm512_reduce_add_ps(total);
+}
+
+/* Sixteen channels each of `parts` parts of four weighted sums of values, each divided by its total. */
+INLINE void mix_four(const float *weights, long apart, const float totals[QUERIES], const bfloat16 *values, long value_step, long tokens,
+                     const int parts, long left, bfloat16 *const y[QUERIES], int rows) {
+  __m512 sums[QUERIES][5];
+  __mmask16 last = first_of(left - 16 * (parts - 1));
+  EACH(r, QUERIES) EACH(i, parts) sums[r][i] = _mm512_setzero_ps();
+  for (long token = 0; token < tokens; token++) {
+    __m512 of[5];
+    EACH(i, parts) of[i] = floats(_mm256_maskz_loadu_epi16(i == parts - 1 ? last : 0xffff, values + token * value_step + 16 * i));
+    EACH(r, QUERIES) {
+      __m512 weight = _mm512_set1_ps(weights[r * apart + token]);
+      EACH(i, parts) sums[r][i] = _mm512_fmadd_ps(weight, of[i], sums[r][i]);
+    }
+  }
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < parts; i++) {
+      float out[16];
+      _mm512_storeu_ps(out, _mm512_div_ps(sums[r][i], _mm512_set1_ps(totals[r])));
+      write_row(out, NULL, y[r] + 16 * i, i == parts - 1 ? left - 16 * i : 16);
+    }
+}
+
+/* A function for each number of parts, so that the compiler keeps its sums in registers. */
+#define FOR_PARTS(parts)                                                                                                            \
+  static __attribute__((noinline)) void mix_four_##parts(const float *weights, long apart, const float totals[QUERIES],             \
+                                                         const bfloat16 *values, long value_step, long tokens, long left,           \
+                                                         bfloat16 *const y[QUERIES], int rows) {                                    \
+    mix_four(weights, apart, totals, values, value_step, tokens, parts, left, y, rows);                                             \
+  }
+FOR_PARTS(1) FOR_PARTS(2) FOR_PARTS(3) FOR_PARTS(4) FOR_PARTS(5)
+#undef FOR_PARTS
+typedef void MixFour(const float *, long, const float[QUERIES], const bfloat16 *, long, long, long, bfloat16 *const[QUERIES], int);
+static MixFour *const mix_fours[] = {NULL, mix_four_1, mix_four_2, mix_four_3, mix_four_4, mix_four_5};
+
+/* The last T of S tokens of one row over those up to themselves: q (T, H, K) -> y (T, H, K), heads side by side. Keys (G, K, ...) lie channel
+   by channel, values (G, ..., K) token by token, with steps between groups, and channels or tokens. window: how many a token sees, itself
+   included, or 0. 0: no memory. */
+EXPORT int salticid_attend_prompt(const bfloat16 *q, long q_step, const bfloat16 *keys, const long *key_steps, const bfloat16 *values,
+                                  const long *value_steps, const long *sizes, double scale, double softcap, bfloat16 *y, int threads) {
+  const long new = sizes[0], whole = sizes[1], heads = sizes[2], groups = sizes[3], depth = sizes[4], window = sizes[5];
+  const long blocks = (new + QUERIES - 1) / QUERIES, apart = (whole + 127) / 64 * 64;
+  float *weights = aligned_alloc(64, (size_t)threads * QUERIES * (size_t)apart * sizeof(float));
+  if (weights == NULL) return 0;
+#pragma omp parallel for schedule(dynamic, 8) num_threads(threads)
+  for (long item = 0; item < heads * blocks; item++) {
+    long head = item / blocks, group = head / (heads / groups), start = item % blocks * QUERIES;
+    int rows = (int)(new - start < QUERIES ? new - start : QUERIES);
+    float *own = weights + omp_get_thread_num() * QUERIES * apart, totals[QUERIES];
+    const bfloat16 *queries[QUERIES], *own_keys = keys + group * key_steps[0], *own_values = values + group * value_steps[0];
+    long tokens = whole - new + start + rows, seen = window > 0 && whole - new + start + 1 > window ? whole - new + start + 1 - window : 0;
+    for (int r = 0; r < QUERIES; r++) queries[r] = q + (start + (r < rows ? r : rows - 1)) * q_step + head * depth;
+    score(queries, own_keys + seen, key_steps[1], depth, tokens - seen, (float)scale, (float)softcap, own, apart);
+    for (int r = 0; r < QUERIES; r++) {
+      long last = whole - new + start + (r < rows ? r : rows - 1) + 1, first = window > 0 && last > window ? last - window : 0;
+      totals[r] = soften(own + r * apart, first - seen, last - seen, tokens - seen);
+    }
+    for (long channel = 0; channel < depth; channel += CHANNELS) {
+      long left = depth - channel < CHANNELS ? depth - channel : CHANNELS;
+      bfloat16 *to[QUERIES];
+      for (int r = 0; r < QUERIES; r++) to[r] = y + ((start + (r < rows ? r : 0)) * heads + head) * depth + channel;
+      mix_fours[(left + 15) / 16](own, apart, totals, own_values + seen * value_steps[1] + channel, value_steps[1], tokens - seen, left, to, rows);
+    }
   }
   free(weights);
   return 1;
