@@ -94,9 +94,21 @@ def test_refusals() -> None:
     for values in ({}, {"model": "nano", "shape": "nano"}):
         with pytest.raises(InputError, match="give either a model or --shape"):
             Subject(**values)
+    with pytest.raises(InputError, match="--words is for a --shape"):
+        Subject(model="nano", words=4)
+    with pytest.raises(InputError, match="words have 8 or 4 bits, not 5"):
+        Subject(shape="phi-2", words=5)
     with pytest.raises(InputError, match="--layers shortens a --shape"):
         Subject(model="nano", layers=2)
     with pytest.raises(InputError, match="unknown precision 'fp7'; known: fp32"):
         SMALL.build("fp7")
     with pytest.raises(ConfigurationError, match="unknown shape 'phi-9'; known: phi-2"):
         Subject(shape="phi-9").config()
+
+
+def test_words_in_four_bits() -> None:
+    subject = Subject(shape="nano", layers=1, words=4)
+    assert subject.name == "nano (random weights, 1 layers, words in 4 bits)"
+    model = subject.build("int4")
+    assert type(model.get_input_embeddings()).__name__ == "Int4Embedding"
+    assert type(Subject(shape="nano", layers=1).build("int4").get_input_embeddings()).__name__ == "Int8Embedding"
