@@ -47,8 +47,6 @@ class Attention:
         if keys.stride(2) == 1 and keys.dtype == torch.bfloat16 and native.available():
             y_THK = native.attend_prompt(q_THK, keys[0], values[0], self.scale, self.softcap, self.window)
             return self.output(y_THK.flatten(1))
-        if keys.shape[2] == len(x_TD):  # the first tokens: as they come, however the cache has them
-            keys, values = k_TGK.transpose(0, 1).unsqueeze(0), v_TGK.transpose(0, 1).unsqueeze(0)
         y_1HTK = attend_causally(q_1HTK, keys, values, self.scale, self.softcap, self.window)
         return self.output(y_1HTK.squeeze(0).transpose(0, 1).reshape(len(x_TD), -1))
 

@@ -56,25 +56,6 @@ static void score(const bfloat16 *const q[QUERIES], const bfloat16 *keys, long k
   }
 }
 
-/* Scores from `first` to before `last` become weights, all others of `tokens` zeros; their sum. */
-static float soften(float *scores, long first, long last, long tokens) {
-  __m512 most = _mm512_set1_ps(-__builtin_inff()), total = _mm512_setzero_ps();
-  for (long at = first; at < last; at += 16) {
-    __mmask16 inside = first_of(last - at);
-    most = _mm512_mask_max_ps(most, inside, most, _mm512_maskz_loadu_ps(inside, scores + at));
-  }
-  __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-  for (long at = first; at < last; at += 16) {
-    __mmask16 inside = first_of(last - at);
-    __m512 weight = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, scores + at), largest));
-    total = _mm512_mask_add_ps(total, inside, total, weight);
-    _mm512_mask_storeu_ps(scores + at, inside, weight);
-  }
-  memset(scores, 0, (size_t)first * sizeof(float));
-  memset(scores + last, 0, (size_t)(tokens - last) * sizeof(float));
-  return _mm512_reduce_add_ps(total);
-}
-
 /* Sixteen channels each of `parts` parts of four weighted sums of values, each divided by its total. */
 INLINE void mix_four(const float *weights, long apart, const float totals[QUERIES], const bfloat16 *values, long value_step, long tokens,
                      const int parts, long left, bfloat16 *const y[QUERIES], int rows) {

@@ -204,10 +204,28 @@ INLINE __m512 hyperbolic_tangent(__m512 x) {
 
 INLINE __mmask16 first_of(long left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
 
+/* Scores from `first` to before `last` become weights, all others of `tokens` zeros; their sum. */
+static inline float soften(float *scores, long first, long last, long tokens) {
+  __m512 most = _mm512_set1_ps(-__builtin_inff()), total = _mm512_setzero_ps();
+  for (long at = first; at < last; at += 16) {
+    __mmask16 inside = first_of(last - at);
+    most = _mm512_mask_max_ps(most, inside, most, _mm512_maskz_loadu_ps(inside, scores + at));
+  }
+  __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  for (long at = first; at < last; at += 16) {
+    __mmask16 inside = first_of(last - at);
+    __m512 weight = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, scores + at), largest));
+    total = _mm512_mask_add_ps(total, inside, total, weight);
+    _mm512_mask_storeu_ps(scores + at, inside, weight);
+  }
+  memset(scores, 0, (size_t)first * sizeof(float));
+  memset(scores + last, 0, (size_t)(tokens - last) * sizeof(float));
+  return _mm512_reduce_add_ps(total);
+}
+
 /* Softmax weights of one head over `tokens` tokens, times their sum, which is returned. Keys lie channel by channel. */
 static inline float weigh(const bfloat16 *q, const bfloat16 *keys, long apart, const bfloat16 *mask, long depth, long tokens, float scale,
                    float softcap, float *weights) {
-  __m512 most = _mm512_set1_ps(-__builtin_inff());
   for (long start = 0; start < tokens; start += 128) {
     __m512 sums[8];
     __mmask16 inside[8];
@@ -226,18 +244,10 @@ static inline float weigh(const bfloat16 *q, const bfloat16 *keys, long apart, c
       sums[i] = _mm512_mul_ps(sums[i], _mm512_set1_ps(scale));
       if (softcap > 0) sums[i] = _mm512_mul_ps(hyperbolic_tangent(_mm512_div_ps(sums[i], _mm512_set1_ps(softcap))), _mm512_set1_ps(softcap));
       if (mask) sums[i] = _mm512_add_ps(sums[i], floats(_mm256_maskz_loadu_epi16(inside[i], mask + start + 16 * i)));
-      most = _mm512_mask_max_ps(most, inside[i], most, sums[i]);
       _mm512_mask_storeu_ps(weights + start + 16 * i, inside[i], sums[i]);
     }
   }
-  __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most)), total = _mm512_setzero_ps();
-  for (long start = 0; start < tokens; start += 16) {
-    __mmask16 inside = first_of(tokens - start);
-    __m512 weight = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, weights + start), largest));
-    total = _mm512_mask_add_ps(total, inside, total, weight);
-    _mm512_mask_storeu_ps(weights + start, inside, weight);
-  }
-  return _mm512_reduce_add_ps(total);
+  return soften(weights, 0, tokens, tokens);
 }
 
 /* Sixteen channels each of `parts` parts of the weighted sum of values. */

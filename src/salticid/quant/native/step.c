@@ -220,12 +220,12 @@ static void attend(const Layer *layer, long number, const Decoder *decoder, cons
 }
 
 /* Adds `factor` times what a network makes of `own->normed` to y. */
-static void run_network(const FeedForward *network, float factor, int prepared, const Decoder *decoder, Shared *shared, Own *own, float *y) {
+static void run_network(const FeedForward *network, float factor, const Decoder *decoder, Shared *shared, Own *own, float *y) {
   long ffn = network->down.width;
   narrow(own->normed, decoder->width, own->halves);
   float *up = shared->up;
   for (long i = 0; i < network->count; i++) {
-    multiply(network->ups + i, prepared || i > 0, shared, own, up);
+    multiply(network->ups + i, i > 0, shared, own, up);
     up += network->ups[i].outputs;
   }
   meet(shared, own);
@@ -284,7 +284,7 @@ static void run_layer(const Layer *layer, long number, const Decoder *decoder, c
   add(own->x, attended, 1.0f, width);
   if (!layer->parallel) normalise(&layer->second, own->x, 0, width, own->normed);
   if (layer->experts == 0 && !layer->output.kind) {
-    run_network(layer->networks, 1.0f, 0, decoder, shared, own, own->x);
+    run_network(layer->networks, 1.0f, decoder, shared, own, own->x);
     return;
   }
   float *sum = own->other + decoder->ffn; /* `other` holds activations meanwhile */
@@ -296,7 +296,7 @@ static void run_layer(const Layer *layer, long number, const Decoder *decoder, c
     for (long i = 0; i < width; i++) own->normed[i] = to_float(to_bfloat16(own->normed[i])); /* close choices fall as everywhere else */
     route(layer, own->normed, width, chosen, weights);
   }
-  for (long visit = 0; visit < visits; visit++) run_network(layer->networks + chosen[visit], weights[visit], 0, decoder, shared, own, sum);
+  for (long visit = 0; visit < visits; visit++) run_network(layer->networks + chosen[visit], weights[visit], decoder, shared, own, sum);
   if (layer->output.kind) normalise(&layer->output, sum, 0, width, sum);
   add(own->x, sum, 1.0f, width);
 }
