@@ -39,17 +39,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="experts against dense training at nano size")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds flickr8k/, daquar/ and coco/")
     parser.add_argument("--out", type=Path, default=Path("runs/experts_study"))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("overrides", nargs="*", help="key=value for the recipe of every arm")
     options = parser.parse_args()
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    for arm, changes in ARMS.items():
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+    for arm in options.arms:
         for seed in options.seeds:
             folder = options.out / f"{arm}_{seed}"
             kept = folder / "figures.json"
             if not kept.exists():
                 common = [f"output={folder}", f"data.folder={options.data}", f"seed={seed}"]
-                recipe = read_recipe(RECIPE, StageRecipe, [*common, *changes, *options.overrides])
+                recipe = read_recipe(RECIPE, StageRecipe, [*common, *ARMS[arm], *options.overrides])
                 if not (folder / "training.json").exists():
                     run_stage(recipe)
                 kept.write_text(json.dumps(measure(folder, options.data)) + "\n", encoding="utf-8")

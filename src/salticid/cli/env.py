@@ -101,11 +101,11 @@ def _kernels() -> dict[str, Fact]:
     import torch
 
     from salticid.engine.load import SMALL_BITS, choose_dtype
-    from salticid.quant import native
+    from salticid.quant import gpu, native
     from salticid.quant.kernels import choose_kernel
     from salticid.quant.w8a8 import LEAST_SIDE
 
-    facts: dict[str, Fact] = {"native kernels": native.why_not() or "used"}
+    facts: dict[str, Fact] = {"native kernels": native.why_not() or "used", "GPU kernels": gpu.why_not() or "used"}
     for precision, bits in SMALL_BITS.items():
         dtype = choose_dtype(precision, torch.device("cpu"), small=True)
         wide, narrow = (choose_kernel(bits, dtype, PROMPT, (side, side)) for side in (LEAST_SIDE, LEAST_SIDE - 1))

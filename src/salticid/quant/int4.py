@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salticid.errors import ConfigurationError
-from salticid.quant import native, w8a8
+from salticid.quant import gpu, native, w8a8
 from salticid.quant.int8 import UNPACKED_WEIGHTS, plain_embedding
 from salticid.quant.processor import HAS_PACKED_BFLOAT16, largest_int8_weight
 
@@ -122,6 +122,8 @@ def multiply(
     x_MK = x.reshape(-1, x.shape[-1])
     if native.serves(x_MK, scale_zero_GP2):
         return native.int4_multiply(x_MK, weight_TKb, scale_zero_GP2, rows, bias_N).view(*x.shape[:-1], rows)
+    if gpu.serves(x_MK):
+        return gpu.int4_multiply(x_MK, weight_TKb, scale_zero_GP2, rows, bias_N).view(*x.shape[:-1], rows)
     if packed_kernel_serves(x_MK, scale_zero_GP2) and (kernel_reads_tiles() or kernel_weight is not None):
         weight = weight_TKb if kernel_reads_tiles() else kernel_weight()
         weight = weight.view(scale_zero_GP2.shape[1], -1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salticid.errors import ConfigurationError
-from salticid.quant import native, w8a8
+from salticid.quant import gpu, native, w8a8
 from salticid.quant.processor import ARM, HAS_PACKED_BFLOAT16
 
 # Rows up to which the packed kernel is used on a CPU, by dtype: it reads all weights again for every four rows, where other products cost
@@ -83,6 +83,8 @@ def multiply(x: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | Non
     x_MK = x.reshape(-1, x.shape[-1])
     if native.serves(x_MK, scale_N):
         return native.int8_multiply(x_MK, weight_NK, scale_N, bias_N).view(*x.shape[:-1], weight_NK.shape[0])
+    if gpu.serves(x_MK):
+        return gpu.int8_multiply(x_MK, weight_NK, scale_N, bias_N).view(*x.shape[:-1], weight_NK.shape[0])
     if _packed_kernel_serves(x_MK, weight_NK, scale_N):
         y = torch._weight_int8pack_mm(x_MK, weight_NK, scale_N).view(*x.shape[:-1], weight_NK.shape[0])
     elif w8a8.serves(x_MK, len(weight_NK), bits=8):

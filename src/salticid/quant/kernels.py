@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salticid.errors import ConfigurationError
-from salticid.quant import int4, int8, native, w8a8
+from salticid.quant import gpu, int4, int8, native, w8a8
 from salticid.quant.int4 import Int4Linear
 from salticid.quant.int8 import Int8Linear
 from salticid.quant.join import join
@@ -57,11 +57,14 @@ class Int8Product:
     def __init__(self, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None):
         self._weight_NK, self._scale_N, self._bias_N = weight_NK, scale_N, bias_N
         self._is_native = _is_native(scale_N)
+        self._gpu_rows = gpu.most_rows(scale_N.device)
         self.packed_rows = int8.PACKED_ROWS.get(scale_N.dtype, 0) if int8.kernel_reads(weight_NK) else 0
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         if self._is_native and x_MK.shape[0] > 0:
             return native.int8_multiply(x_MK, self._weight_NK, self._scale_N, self._bias_N)
+        if 0 < x_MK.shape[0] <= self._gpu_rows:
+            return gpu.int8_multiply(x_MK, self._weight_NK, self._scale_N, self._bias_N)
         if 0 < x_MK.shape[0] <= self.packed_rows:
             return self.packed(x_MK)
         return int8.multiply(x_MK, self._weight_NK, self._scale_N, self._bias_N)
@@ -104,6 +107,7 @@ class Int4Product:
         self._group = weight_TKb.shape[1] // scale_zero_GP2.shape[0]
         self._filled = scale_zero_GP2.shape[1] != rows
         self._is_native = _is_native(scale_zero_GP2)
+        self._gpu_rows = gpu.most_rows(scale_zero_GP2.device)
         on_processor = int4.HAS_PACKED_KERNEL and weight_TKb.device.type == "cpu"
         self.packed_rows = int4.PACKED_ROWS.get(scale_zero_GP2.dtype, 0) if on_processor else 0
         self._as_kernel_reads = weight_TKb.view(scale_zero_GP2.shape[1], -1) if self.packed_rows and int4.kernel_reads_tiles() else None
@@ -112,6 +116,8 @@ class Int4Product:
         if self._is_native and x_MK.shape[0] > 0:
             x_MK = x_MK if self._input_scale_K is None else x_MK * self._input_scale_K
             return native.int4_multiply(x_MK, self._weight_TKb, self._scale_zero_GP2, self._rows, self._bias_N)
+        if 0 < x_MK.shape[0] <= self._gpu_rows:
+            return gpu.int4_multiply(x_MK, self._weight_TKb, self._scale_zero_GP2, self._rows, self._bias_N, self._input_scale_K)
         if 0 < x_MK.shape[0] <= self.packed_rows:
             return self.packed(x_MK)
         return int4.multiply(x_MK, self._weight_TKb, self._scale_zero_GP2, self._rows, self._bias_N, self._input_scale_K)

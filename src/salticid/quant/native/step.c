@@ -9,6 +9,7 @@ D width, H query heads, G key-value heads, K depth of a head, R of its channels 
 #include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "common.h"
 
@@ -301,6 +302,57 @@ static void run_layer(const Layer *layer, long number, const Decoder *decoder, c
   add(own->x, sum, 1.0f, width);
 }
 
+/* ---- how many threads
+
+Threads that meet a hundred times in a few milliseconds lose more than they give where another program takes one of them off its processor:
+then one thread alone is faster. Which it is now, is measured. */
+
+#define SLOW 1.5       /* times the fastest token: something is in the way */
+#define TRIED 4        /* tokens by all threads, before they are judged */
+#define SHORTEST 8     /* tokens by one thread, before all are tried again */
+#define LONGEST 128
+#define FORGETS 1.002  /* a text that grows slows every token */
+
+static __thread struct {
+  const Decoder *decoder;
+  double fastest, together, alone; /* seconds of a token: by all threads, the best and the mean of late; and by one; 0: not known */
+  long tried, left, patience;
+} pace;
+
+static double now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static double blend(double mean, double value) { return mean > 0 ? 0.75 * mean + 0.25 * value : value; }
+
+static int choose_threads(const Decoder *decoder, int threads) {
+  if (pace.decoder != decoder) {
+    memset(&pace, 0, sizeof pace);
+    pace.decoder = decoder;
+    pace.patience = SHORTEST;
+  }
+  return pace.left > 0 ? 1 : threads;
+}
+
+static void note_time(int alone, double seconds) {
+  if (alone) {
+    pace.alone = blend(pace.alone, seconds);
+    if (--pace.left == 0) pace.tried = 0;
+    return;
+  }
+  pace.fastest = pace.fastest > 0 && pace.fastest * FORGETS < seconds ? pace.fastest * FORGETS : seconds;
+  pace.together = blend(pace.tried ? pace.together : 0, seconds);
+  if (++pace.tried < TRIED) return;
+  if (pace.together < SLOW * pace.fastest) {
+    pace.patience = SHORTEST;
+  } else if (pace.alone == 0 || pace.alone < pace.together) {
+    pace.left = pace.patience;
+    pace.patience = pace.patience < LONGEST ? 2 * pace.patience : LONGEST;
+  }
+}
+
 /* ---- the whole */
 
 static __thread struct {
@@ -312,6 +364,9 @@ static size_t padded(size_t size) { return (size + 63) / 64 * 64; }
 
 /* Reads one token into the cache, at `position`. 0: no memory. */
 EXPORT int salticid_step(const Decoder *decoder, const Token *token, int threads) {
+  const int all = threads;
+  const double start = now();
+  threads = choose_threads(decoder, all);
   const long width = decoder->width, inner = (decoder->heads + 2 * decoder->groups) * decoder->depth, ffn = decoder->ffn;
   const long widest = (width > ffn ? width : ffn) > inner ? (width > ffn ? width : ffn) : inner, tokens = token->position + 1;
   const size_t counters = padded((size_t)(decoder->count * (8 + 3 * MOST_EXPERTS) + 8) * sizeof(atomic_long));
@@ -355,5 +410,6 @@ EXPORT int salticid_step(const Decoder *decoder, const Token *token, int threads
     narrow(own.normed, width, own.halves);
     multiply(&decoder->head, 0, &shared, &own, token->logits);
   }
+  if (all > 1) note_time(threads == 1, now() - start);
   return 1;
 }
