@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salticid.engine import patch_attention
 from salticid.models import VisionLanguageModel
 from salticid.models.photos import ImageSource, read_photo
 
@@ -21,6 +22,7 @@ class PhotoFeatures:
     def __init__(self, model: VisionLanguageModel, image_processor: Any, size: int = 8):
         self.model, self.image_processor, self.size = model, image_processor, size
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+        patch_attention.use_for(model.vision_tower.model)
 
     def __call__(self, photos: Sequence[ImageSource]) -> Tensor:
         """At least one photo to (I, N, D).

@@ -12,6 +12,7 @@ from salticid.engine.decoder.attend import attend_causally, attend_once, reads_c
 from salticid.quant import native
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+WEIGHT_ROUNDING = 4e-3  # of bfloat16, in which weights are multiplied
 SCALE = 0.3
 
 
@@ -125,4 +126,14 @@ def test_our_own_kernel_for_a_prompt(softcap: float | None, window: int | None, 
     mask = torch.zeros(seen_TS.shape).masked_fill(~seen_TS, -torch.inf)
     expected = written_out(q.float().transpose(0, 1)[None], keys.float()[None], values.float()[None], mask, softcap)[0].transpose(0, 1)
     found = native.attend_prompt(q, keys, values, SCALE, softcap, window)
-    assert_close(found.float(), expected, atol=2e-3, rtol=2**-7)
+    assert_close(found.float(), expected, atol=WEIGHT_ROUNDING, rtol=2**-7)
+
+
+@pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
+@pytest.mark.parametrize(("heads", "depth", "patches"), [(2, 88, 131), (3, 64, 50), (1, 72, 1), (2, 7, 66)])
+def test_our_own_kernel_for_patches(heads: int, depth: int, patches: int) -> None:
+    q, keys, values = draw(patches, heads, depth, seed=1), draw(heads, depth, patches, seed=2), draw(heads, patches, depth, seed=3)
+    q, keys, values = q.bfloat16(), keys.bfloat16().transpose(1, 2), values.bfloat16()
+    expected = written_out(q.float().transpose(0, 1)[None], keys.float()[None], values.float()[None], 0.0, None)[0].transpose(0, 1)
+    found = native.attend_prompt(q, keys, values, SCALE, causal=False)
+    assert_close(found.float(), expected, atol=WEIGHT_ROUNDING, rtol=2**-7)

@@ -26,7 +26,7 @@ SWITCH = "SALTICID_NATIVE"
 
 _ADDRESS, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _DOUBLE = ctypes.c_double
-_PAIR, _STEPS, _SIZES, _PROMPT = (ctypes.c_long * count for count in (2, 3, 5, 6))
+_PAIR, _STEPS, _SIZES, _PROMPT = (ctypes.c_long * count for count in (2, 3, 5, 7))
 _FUNCTIONS = {
     "salticid_int4_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _ADDRESS, _INT),
     "salticid_attend": (_ADDRESS, _ADDRESS, _STEPS, _ADDRESS, _STEPS, _ADDRESS, _COUNT, _SIZES, _FLOAT, _FLOAT, _ADDRESS, _INT),
@@ -143,8 +143,10 @@ def attend(q_BGNK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B11S: Tensor | N
     return _made(y_BGNK, done)
 
 
-def attend_prompt(q_THK: Tensor, k_GSK: Tensor, v_GSK: Tensor, scale: float, softcap: float | None, window: int | None) -> Tensor:
-    """The last T of S tokens over those up to themselves, (T, H, K) in bfloat16; weights and sums are float32.
+def attend_prompt(
+    q_THK: Tensor, k_GSK: Tensor, v_GSK: Tensor, scale: float, softcap: float | None = None, window: int | None = None, causal: bool = True
+) -> Tensor:
+    """The last T of S tokens over those up to themselves, or over all, (T, H, K) in bfloat16; sums are float32.
 
     Args:
         q_THK: heads of one token side by side. k_GSK: the transpose of keys that lie channel by channel; v_GSK: token by token.
@@ -161,7 +163,7 @@ def attend_prompt(q_THK: Tensor, k_GSK: Tensor, v_GSK: Tensor, scale: float, sof
         _PAIR(key[0], key[2]),
         v_GSK.data_ptr(),
         _PAIR(value[0], value[1]),
-        _PROMPT(new, k_GSK.shape[1], heads, k_GSK.shape[0], depth, window or 0),
+        _PROMPT(new, k_GSK.shape[1], heads, k_GSK.shape[0], depth, window or 0, causal),
         scale,
         softcap or 0.0,
         y_THK.data_ptr(),
