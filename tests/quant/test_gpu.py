@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from salticid.quant import gpu
 HERE = Path(__file__).parent
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize(("script", "interpret"), [("interpreted_gpu.py", "1"), ("compiled_gpu.py", "0")])
 def test_kernels(script: str, interpret: str, tmp_path: Path) -> None:
-    pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
     command = [sys.executable, "-m", "pytest", *options, str(HERE / script)]
