@@ -6,17 +6,23 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
 
 from salticid.quant import int4, int8, native
 from salticid.quant.int4 import Int4Linear
 from salticid.quant.int8 import Int8Linear
 from salticid.quant.kernels import choose_kernel, fuse
 from salticid.quant.native import build
+from salticid.quant.native.step import GELU_TANH, SILU
 
 compiled = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
 # Up to 8 rows, or 4 with weights in 8 bits, nothing is unpacked, and blocks are of 32 inputs; then of 64, where groups allow it.
@@ -185,3 +191,20 @@ def test_a_damaged_library_is_passed_over(tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         native.why_not.cache_clear()
         native._open.cache_clear()
+
+
+@compiled
+@pytest.mark.parametrize(("kind", "plain"), [(SILU, F.silu), (GELU_TANH, partial(F.gelu, approximate="tanh"))])
+@pytest.mark.parametrize(("rows", "width"), [(1, 7), (3, 64), (5, 100)])
+def test_activations(kind: int, plain: Callable[[Tensor], Tensor], rows: int, width: int) -> None:
+    both_MF = torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(0)).mul(4).bfloat16()
+    both_MF[0, :4] = torch.tensor([0.0, -300.0, 300.0, torch.nan])
+    x_MF, up_MF = both_MF.chunk(2, -1)
+    assert_close(native.activate(x_MF, kind).float(), plain(x_MF.float()), rtol=2**-7, atol=1e-6, equal_nan=True)
+    assert_close(native.activate(x_MF, kind, up_MF).float(), plain(x_MF.float()) * up_MF.float(), rtol=2**-7, atol=1e-6, equal_nan=True)
+    assert_close(native.activate(x_MF.T.contiguous().T, kind, up_MF), native.activate(x_MF, kind, up_MF), equal_nan=True)
+
+
+def test_activations_in_float32_and_with_gradients_are_torchs() -> None:
+    assert not native.activates(torch.ones(2, 4))
+    assert not native.activates(torch.ones(2, 4, dtype=torch.bfloat16, requires_grad=True))

@@ -13,18 +13,34 @@ from torch.nn import functional as F
 from salticid.engine.decoder.products import Multiply, read_product, read_products
 from salticid.engine.decoder.unplanned import Unplanned
 from salticid.models.moe.upcycle import FEED_FORWARDS
+from salticid.quant import native
+from salticid.quant.native.step import GELU_TANH as GELU_TANH_KIND
+from salticid.quant.native.step import SILU as SILU_KIND
 
-Activation = Callable[[Tensor], Tensor]
 
-SILU: Activation = F.silu
-GELU_TANH: Activation = partial(F.gelu, approximate="tanh")
+class Activation:
+    """What stands between the products; by our own kernel, of that `kind`, where it has one and serves."""
+
+    def __init__(self, plain: Callable[[Tensor], Tensor], kind: int | None = None):
+        self._plain, self.kind = plain, kind
+
+    def __call__(self, x_MF: Tensor, up_MF: Tensor | None = None) -> Tensor:
+        """Times `up_MF`, where it is given."""
+        if self.kind is not None and native.activates(x_MF):
+            return native.activate(x_MF, self.kind, up_MF)
+        y_MF = self._plain(x_MF)
+        return y_MF if up_MF is None else y_MF * up_MF
+
+
+SILU = Activation(F.silu, SILU_KIND)
+GELU_TANH = Activation(partial(F.gelu, approximate="tanh"), GELU_TANH_KIND)
 # By the name of transformers' class; where it writes a formula out, the one kernel that computes it.
-ACTIVATIONS: dict[str, Activation] = {
+ACTIVATIONS = {
     "SiLUActivation": SILU,
     "SiLU": SILU,
     "NewGELUActivation": GELU_TANH,
     "GELUTanh": GELU_TANH,
-    "GELUActivation": F.gelu,
+    "GELUActivation": Activation(F.gelu),
 }
 
 
@@ -46,7 +62,7 @@ class GatedFeedForward:
 
     def prefill(self, x_MD: Tensor) -> Tensor:
         gate_MF, up_MF = self.ups[0](x_MD).chunk(2, -1) if len(self.ups) == 1 else (up(x_MD) for up in self.ups)
-        return self.down(self.activation(gate_MF) * up_MF)
+        return self.down(self.activation(gate_MF, up_MF))
 
     step = prefill
 
@@ -79,4 +95,4 @@ def read_dense(mlp: nn.Module) -> FeedForward:
 
 
 def read_activation(module: Any) -> Activation:
-    return ACTIVATIONS.get(type(module).__name__, module)
+    return ACTIVATIONS.get(type(module).__name__) or Activation(module)

@@ -11,15 +11,13 @@ from typing import Any
 import torch
 
 from salticid.engine.decoder.experts import ExpertsFeedForward
-from salticid.engine.decoder.feed_forward import GELU_TANH, SILU, GatedFeedForward, PlainFeedForward
+from salticid.engine.decoder.feed_forward import Activation, GatedFeedForward, PlainFeedForward
 from salticid.engine.decoder.layer import Layer
 from salticid.engine.decoder.norms import Layered, PerHead, Rms, Unchanged
 from salticid.engine.decoder.plan import Plan
 from salticid.quant import native
 from salticid.quant.kernels import Int4Product, Int8Product, SideBySide
 from salticid.quant.native import step as s
-
-ACTIVATIONS = {id(SILU): s.SILU, id(GELU_TANH): s.GELU_TANH}
 
 
 class _Unknown(Exception):
@@ -96,13 +94,13 @@ def _networks(feed_forward: Any, kept: s.Kept) -> tuple[list[s.FeedForward], dic
 
 
 def _network(ups: Sequence[Any], down: Any, activation: Any, gated: bool, kept: s.Kept) -> s.FeedForward:
-    if id(activation) not in ACTIVATIONS:
+    if not isinstance(activation, Activation) or activation.kind is None:
         raise _Unknown
     made = [product for up in ups for product in _products(up, kept)]
     down_product = _product(down, kept)
     if len(made) > 2 or sum(product.outputs for product in made) != down_product.width * (1 + gated):
         raise _Unknown
-    return s.FeedForward((s.Product * 2)(*made), down_product, len(made), gated, ACTIVATIONS[id(activation)])
+    return s.FeedForward((s.Product * 2)(*made), down_product, len(made), gated, activation.kind)
 
 
 def _products(multiply: Any, kept: s.Kept) -> list[s.Product]:

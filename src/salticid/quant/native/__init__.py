@@ -31,6 +31,7 @@ _FUNCTIONS = {
     "salticid_int4_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _COUNT, _ADDRESS, _INT),
     "salticid_attend": (_ADDRESS, _ADDRESS, _STEPS, _ADDRESS, _STEPS, _ADDRESS, _COUNT, _SIZES, _FLOAT, _FLOAT, _ADDRESS, _INT),
     "salticid_attend_prompt": (_ADDRESS, _COUNT, _ADDRESS, _PAIR, _ADDRESS, _PAIR, _PROMPT, _DOUBLE, _DOUBLE, _ADDRESS, _INT),
+    "salticid_activate": (_ADDRESS, _COUNT, _ADDRESS, _COUNT, _COUNT, _COUNT, _INT, _ADDRESS, _INT),
     "salticid_step": (_ADDRESS, _ADDRESS, _INT),
     "salticid_int8_multiply": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _INT),
 }
@@ -170,6 +171,23 @@ def attend_prompt(
         torch.get_num_threads(),
     )
     return _made(y_THK, done)
+
+
+def activates(x_MF: Tensor) -> bool:
+    """Can `activate` compute here? Whoever asks for float32, or for gradients, wants torch's."""
+    return x_MF.dtype == torch.bfloat16 and x_MF.device.type == "cpu" and x_MF.ndim == 2 and not x_MF.requires_grad and available()
+
+
+def activate(x_MF: Tensor, kind: int, up_MF: Tensor | None = None) -> Tensor:
+    """SiLU (`step.SILU`) or GELU (`step.GELU_TANH`) of bfloat16 (M, F), times `up_MF` where it is given."""
+    x_MF = x_MF if x_MF.stride(1) == 1 else x_MF.contiguous()
+    up_MF = up_MF if up_MF is None or up_MF.stride(1) == 1 else up_MF.contiguous()
+    y_MF = torch.empty(x_MF.shape, dtype=torch.bfloat16)
+    gates, gate_step = (None, 0) if up_MF is None else (up_MF.data_ptr(), up_MF.stride(0))
+    _open().salticid_activate(
+        x_MF.data_ptr(), x_MF.stride(0), gates, gate_step, *x_MF.shape, kind, y_MF.data_ptr(), torch.get_num_threads()
+    )
+    return y_MF
 
 
 def run_step(decoder: ctypes.Structure, token: ctypes.Structure, logits_V: Tensor) -> Tensor:

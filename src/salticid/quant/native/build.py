@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in ("supported", "products", "attention", "step"))
+SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in ("supported", "products", "attention", "activations", "step"))
 LIBRARY = Path(__file__).with_name("kernels.so")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden")
 

@@ -51,6 +51,15 @@ INLINE void write_row(const float *sums, const bfloat16 *bias, bfloat16 *y, long
 
 INLINE __m512 floats(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
 
+/* Sixteen of them, as `to_bfloat16`. */
+INLINE __m256i halves(__m512 values) {
+  __m512i bits = _mm512_castps_si512(values), even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+  __mmask16 strange = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, strange, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
 INLINE __m512i four_inputs(const int8_t *inputs) {
   int32_t four;
   memcpy(&four, inputs, sizeof four);
@@ -200,6 +209,17 @@ INLINE __m512 hyperbolic_tangent(__m512 x) {
   x = _mm512_max_ps(_mm512_min_ps(x, bound), _mm512_sub_ps(_mm512_setzero_ps(), bound));
   __m512 squared = exponential(_mm512_add_ps(x, x));
   return _mm512_div_ps(_mm512_sub_ps(squared, one), _mm512_add_ps(squared, one));
+}
+
+INLINE __m512 activated(__m512 x, int kind) {
+  if (kind == 0) { /* SiLU */
+    __m512 bounded = _mm512_max_ps(x, _mm512_set1_ps(-80.0f)), one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(x, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), bounded))));
+  }
+  /* GELU by its hyperbolic tangent */
+  __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_mul_ps(x, _mm512_set1_ps(0.044715f)));
+  __m512 inner = _mm512_mul_ps(_mm512_set1_ps(0.7978845608f), _mm512_add_ps(x, cube));
+  return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), _mm512_add_ps(_mm512_set1_ps(1.0f), hyperbolic_tangent(inner)));
 }
 
 INLINE __mmask16 first_of(long left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }

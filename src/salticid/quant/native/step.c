@@ -163,15 +163,7 @@ static void activate(const FeedForward *network, long ffn, const float *up, floa
   const float *gated = network->gated ? up + ffn : NULL;
   for (long i = 0; i < ffn; i += 16) {
     __mmask16 inside = first_of(ffn - i);
-    __m512 x = _mm512_maskz_loadu_ps(inside, up + i), result;
-    if (network->activation == 0) { /* SiLU */
-      __m512 bounded = _mm512_max_ps(x, _mm512_set1_ps(-80.0f)), one = _mm512_set1_ps(1.0f);
-      result = _mm512_div_ps(x, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), bounded))));
-    } else { /* GELU by its hyperbolic tangent */
-      __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_mul_ps(x, _mm512_set1_ps(0.044715f)));
-      __m512 inner = _mm512_mul_ps(_mm512_set1_ps(0.7978845608f), _mm512_add_ps(x, cube));
-      result = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), _mm512_add_ps(_mm512_set1_ps(1.0f), hyperbolic_tangent(inner)));
-    }
+    __m512 result = activated(_mm512_maskz_loadu_ps(inside, up + i), (int)network->activation);
     if (gated) result = _mm512_mul_ps(result, _mm512_maskz_loadu_ps(inside, gated + i));
     _mm512_mask_storeu_ps(y + i, inside, result);
   }
