@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from salticid.cli.main import run
 
-from salticid.cli.main import main
-
-sys.exit(main())
+run()

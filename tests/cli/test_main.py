@@ -84,3 +84,19 @@ def test_a_real_ctrl_c(tiny_model_folder: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert err == "interrupted\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(("verb", "code"), [("models", 0), ("no-such-verb", 2)])
+def test_the_program_does_what_was_left_for_its_end(verb: str, code: int) -> None:
+    lines = [
+        "import atexit, sys, threading, time",
+        "from salticid.cli.main import run",
+        "atexit.register(print, 'registered for the end')",
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('a thread'))).start()",
+        f"sys.argv = ['salticid', {verb!r}]",
+        "run()",
+    ]
+    done = fresh("-c", "\n".join(lines))
+    assert done.returncode == code
+    assert "a thread" in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1] == "registered for the end"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -75,6 +78,23 @@ def options(
 ) -> None:
     """Small vision-language models on hardware that you own."""
     context.obj.debug = debug
+
+
+def run() -> NoReturn:
+    """The program: one command, then the end of the process.
+
+    What was registered for the end is done, and threads are waited for; but a million objects of imported libraries are not taken apart one
+    by one, which would take longer than an answer does.
+    """
+    code = main()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads any more
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
