@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 WORDS = ("What is in this photo?", "Describe the photo.", "a dog on the beach", "yes", "no", "I don't know.", "two red cups on a table")
 
 COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def pytest_sessionfinish() -> None:
+    """Commands freeze what they import; libraries that look at exit whether everything of theirs has gone would complain."""
+    gc.unfreeze()
 
 
 @pytest.fixture
