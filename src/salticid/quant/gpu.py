@@ -43,7 +43,7 @@ def int8_multiply(x_MK: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tens
     programs, blocks = -(-outputs // INT8_OUTPUTS), -(-inputs // INT8_INPUTS)
     splits, each = _split(blocks, programs, x_MK.device)
     sums_SMN = x_MK.new_empty(splits, rows, outputs, dtype=torch.float32)
-    _kernels().int8[programs, splits](
+    kernels().int8[programs, splits](
         x_MK, weight_NK, sums_SMN, rows, outputs, inputs, x_MK.stride(0), weight_NK.stride(0), each,
         MOST_ROWS, INT8_OUTPUTS, INT8_INPUTS,
     )  # fmt: skip
@@ -58,7 +58,7 @@ def int4_multiply(
     (tiles, inputs, half), (groups, filled) = weight_TKb.shape, scale_zero_GP2.shape[:2]
     splits, each = _split(groups, tiles, x_MK.device)
     sums_SMP = x_MK.new_empty(splits, len(x_MK), filled, dtype=torch.float32)
-    _kernels().int4[tiles, splits](
+    kernels().int4[tiles, splits](
         x_MK, weight_TKb, scale_zero_GP2, sums_SMP, len(x_MK), filled, inputs, groups, x_MK.stride(0), each,
         MOST_ROWS, half, inputs // groups,
     )  # fmt: skip
@@ -87,12 +87,6 @@ def _processors(device: torch.device) -> int:
 
 def _device() -> str:
     return INTERPRETED_DEVICE if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-
-
-def _kernels() -> Any:
-    found = kernels()
-    assert found is not None, "ask `serves` first"
-    return found
 
 
 @cache

@@ -180,20 +180,15 @@ INLINE void mix_pairs(const bfloat16 *const weights[QUERIES], const float totals
   }
 }
 
-static __attribute__((noinline)) void mix_pairs_1(const bfloat16 *const weights[QUERIES], const float totals[QUERIES], const bfloat16 *values,
-                                                  long value_step, long tokens, long channels, bfloat16 *const y[QUERIES], int rows) {
-  mix_pairs(weights, totals, values, value_step, tokens, 1, channels, y, rows);
-}
-
-static __attribute__((noinline)) void mix_pairs_2(const bfloat16 *const weights[QUERIES], const float totals[QUERIES], const bfloat16 *values,
-                                                  long value_step, long tokens, long channels, bfloat16 *const y[QUERIES], int rows) {
-  mix_pairs(weights, totals, values, value_step, tokens, 2, channels, y, rows);
-}
-
-static __attribute__((noinline)) void mix_pairs_3(const bfloat16 *const weights[QUERIES], const float totals[QUERIES], const bfloat16 *values,
-                                                  long value_step, long tokens, long channels, bfloat16 *const y[QUERIES], int rows) {
-  mix_pairs(weights, totals, values, value_step, tokens, 3, channels, y, rows);
-}
+/* A function for each number of parts, as above. */
+#define FOR_PARTS(parts)                                                                                                            \
+  static __attribute__((noinline)) void mix_pairs_##parts(const bfloat16 *const weights[QUERIES], const float totals[QUERIES],      \
+                                                          const bfloat16 *values, long value_step, long tokens, long channels,      \
+                                                          bfloat16 *const y[QUERIES], int rows) {                                   \
+    mix_pairs(weights, totals, values, value_step, tokens, parts, channels, y, rows);                                               \
+  }
+FOR_PARTS(1) FOR_PARTS(2) FOR_PARTS(3)
+#undef FOR_PARTS
 
 /* Rounds weights where they lie, to the front of their row, and one zero behind the last. */
 static void round_weights(float *weights, long tokens) {
