@@ -99,3 +99,22 @@ def test_bad_input_is_one_line(run: Any, one_clear_line: Any, recipe: Path, tmp_
     one_clear_line(run("data", "check", recipe, "data.sources.0.options={}"), 2, "annotations is a file name")
     one_clear_line(run("data", "check", recipe, "--limit", 0), 2, "--limit")
     one_clear_line(run("data", "check", recipe, "--model", "giant"), 3, "no model 'giant'")
+
+
+def test_objects_are_cut_out(run: Any, data_folder: Path, tmp_path: Path) -> None:
+    """The miniature photos are too small to cut anything out of; enlarged, every free object is."""
+    out = tmp_path / "objects"
+    result = run("data", "objects", data_folder / "coco", "--out", out)
+    assert (result.code, result.out) == (5, "")
+    assert "no photo has an object of 32 pixels or more" in result.err
+    assert not out.exists()
+    large = tmp_path / "coco"
+    (large / "images").mkdir(parents=True)
+    (large / "train.json").write_bytes((data_folder / "coco/train.json").read_bytes())
+    for photo in (data_folder / "coco/images").iterdir():
+        Image.open(photo).resize((96, 80)).save(large / "images" / photo.name)
+    result = run("data", "objects", large, "--out", out)
+    count = len(list(out.glob("*.png")))
+    assert (result.code, result.err, result.out) == (0, "", f"{out}\t{count} cut-outs\n")
+    names = {path.read_text().strip() for path in out.glob("*.txt")}
+    assert "dog" in names and "person" not in names  # noqa: PT018

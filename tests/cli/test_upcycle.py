@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from salticid.checkpoints.load import load_config
+from salticid.checkpoints.load import load_config, load_model
 
 
 def test_upcycle(run: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -16,6 +17,19 @@ def test_upcycle(run: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
     assert (result.code, result.err) == (0, "")
     assert result.out == f"{out}\n5 experts in layers 0, 1; each token visits 2 per layer\n"
     assert load_config(out).experts["experts"] == [3, 2]
+
+
+def test_small_weights_are_unpacked(run: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
+    small, out = tmp_path / "small", tmp_path / "sparse"
+    assert run("quantize", tiny_model_folder, "--out", small).code == 0
+    result = run("upcycle", small, "--experts", 2, "--top-k", 1, "--layers", "all", "--out", out)
+    assert (result.code, result.err) == (0, "")
+    assert getattr(load_config(out), "quantization_config", None) is None
+    unpacked: Any = load_model(small)
+    unpacked.dequantize(torch.float32)
+    dense = unpacked.language_model.model.layers[1].mlp.down_proj.weight
+    sparse: Any = load_model(out)
+    assert torch.equal(sparse.language_model.model.layers[1].mlp.experts.down_proj[1], dense)
 
 
 @pytest.mark.parametrize(

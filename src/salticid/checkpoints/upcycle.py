@@ -22,7 +22,8 @@ def upcycle_folder(
     """Give a dense model experts; until they are trained it answers as before, bit for bit where the arithmetic allows.
 
     Args:
-        source: folder of a dense model, with any language model that Salticid knows.
+        source: folder of a dense model, with any language model that Salticid knows. Small weights are unpacked, where `salticid.quant`
+            was imported.
         out: the new folder; it appears whole or not at all.
         experts: which layers, how many, which routing.
         reinitialise, noise: make the experts differ, see `upcycle_language_model`; the answers then change.
@@ -38,6 +39,8 @@ def upcycle_folder(
     experts.experts_per_layer(config.text_config.num_hidden_layers)  # before reading gigabytes
     with new_folder(out) as folder:
         model = load_model(Path(source), dtype=config.dtype or torch.float32)
+        if getattr(model, "is_quantized", False):  # integers cannot learn; the rounded weights can
+            model.dequantize(config.dtype or torch.float32)
         generator = torch.Generator().manual_seed(seed)
         upcycle_language_model(
             model.language_model, experts, host_config=model.config, reinitialise=reinitialise, noise=noise, generator=generator

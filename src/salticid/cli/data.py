@@ -51,6 +51,22 @@ def check(
         raise typer.Exit(DataError.exit_code)
 
 
+@app.command(epilog="Example:  salticid data objects data/coco --out parts/objects")
+def objects(
+    folder: Annotated[Path, typer.Argument(metavar="COCO", help="Folder of the coco reader: photos with boxes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the cut-outs; must not exist yet.")],
+) -> None:
+    """Cut free-standing objects out of photos that have boxes, for scenes (`cutouts` of photo_tasks); of held-out photos none."""
+    from salticid.checkpoints.save import new_folder
+    from salticid.data.datasets.coco import CocoObjects
+    from salticid.data.objects import write_objects
+    from salticid.models.photos import read_photo
+
+    with new_folder(out) as new:
+        count = write_objects(CocoObjects(folder).photos, new, read_photo)
+    print(f"{out}\t{count} cut-outs")
+
+
 def _report(stage: Any, number: int, look: Check, limit: int) -> SourceReport:
     """Of one data set; one that cannot be opened is a problem of its own, so that the others are looked at too."""
     from salticid.data.check import SourceReport

@@ -18,7 +18,7 @@ EXAMPLE = "Example:  salticid quantize runs/nano/3_anneal --bits 4 --method gptq
 
 def quantize(
     out: Annotated[Path, typer.Option(help="Folder for the small model; must not exist yet.")],
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Folder of a model in full precision.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Model in full precision: folder, or Hub id owner/name.")] = None,
     bits: Annotated[int, typer.Option(help="Bits per weight of the decoder layers: 8 or 4.")] = 8,
     group: Annotated[int, typer.Option(help="4 bits: inputs that share a scale: 32, 64 or 128.")] = 64,
     words: Annotated[int | None, typer.Option(help="Bits of word table and output head: 8 or 4. Default: 8.")] = None,
@@ -45,11 +45,14 @@ def quantize(
             size = Shape.named(shape) if layers is None else Shape.named(shape).with_layers(layers)
             write_random_model(size, out, bits, group, words=words, tower=tower, progress=_progress())
         elif model is not None:
+            from salticid.engine.catalog import find_model
             from salticid.quant import quantize_folder
 
             calibration = None if calibrate is None else _calibration(calibrate, samples)
             options = {"words": words, "tower": tower}
-            report = quantize_folder(model, out, bits, group, **options, method=method, calibration=calibration, progress=_progress())
+            report = quantize_folder(
+                find_model(model), out, bits, group, **options, method=method, calibration=calibration, progress=_progress()
+            )
             _print_gains(report)
     megabytes = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{out}\t{megabytes:.1f} MB")

@@ -26,7 +26,9 @@ def train(
 ) -> None:
     """Run one training stage; prints the folder of the trained model. A run that was cut off goes on where it stopped."""
     require("train", NEEDS)
+    from salticid.train.heap import keep_freed_memory
     from salticid.train.kinds import open_recipe
 
+    keep_freed_memory()
     opened, run = open_recipe(recipe, overrides or ())
     print(run(opened, resume=resume, accept_changes=accept_changes))

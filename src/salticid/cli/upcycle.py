@@ -9,11 +9,13 @@ import typer
 
 from salticid.errors import InputError
 
-EXAMPLE = "Example:  salticid upcycle runs/nano/2_instruct --experts 4 --top-k 2 --layers alternate --out runs/nano/sparse"
+EXAMPLE = "Example:  salticid upcycle nano --experts 4 --top-k 2 --layers alternate --out runs/nano/sparse"
 
 
 def upcycle(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a dense model.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Dense model: embedded, folder, or Hub id owner/name; small weights are unpacked.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the sparse model; must not exist yet.")],
     experts: Annotated[str, typer.Option(help="Experts per layer: one number, or one for each layer, such as 4,4,2.")] = "4",
     top_k: Annotated[int, typer.Option(help="Experts that each token visits.")] = 2,
@@ -25,8 +27,10 @@ def upcycle(
     seed: Annotated[int, typer.Option(help="Of routers, new neurons and noise.")] = 0,
 ) -> None:
     """Copy feed-forward networks into experts, ready to be trained; prints the folder. Answers stay the same until then."""
+    import salticid.quant  # noqa: F401  lets transformers read folders with small weights
     from salticid.checkpoints.upcycle import upcycle_folder
     from salticid.cli.session import quiet
+    from salticid.engine.catalog import find_model
     from salticid.models.moe import ExpertsConfig
 
     counts = _numbers(experts, "experts")
@@ -38,7 +42,7 @@ def upcycle(
         shared_expert=shared_expert,
     )
     with quiet():
-        made = upcycle_folder(model, out, config, reinitialise=reinitialise, noise=noise, seed=seed)
+        made = upcycle_folder(find_model(model), out, config, reinitialise=reinitialise, noise=noise, seed=seed)
     placement = config.experts_per_layer(made.text_config.num_hidden_layers)
     print(out)
     print(f"{sum(placement.values())} experts in layers {', '.join(map(str, placement))}; each token visits {top_k} per layer")

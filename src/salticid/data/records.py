@@ -49,6 +49,13 @@ class Box:
         return self.left + self.width / 2
 
 
+def common_area(one: Box, other: Box) -> float:
+    """Share of the photo that both boxes cover, 0 to 1."""
+    across = min(one.right, other.right) - max(one.left, other.left)
+    down = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
+    return max(across, 0.0) * max(down, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class BoxedPhoto:
     """A photo with every object of the data set's categories marked, and captions where there are any."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salticid.data.records import Box, BoxedPhoto, CaptionedPhoto
+from salticid.data.records import Box, BoxedPhoto, CaptionedPhoto, common_area
 from salticid.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -136,13 +136,6 @@ def _place(cutout: CutOut, others: Sequence[Box], chance: random.Random) -> Box 
         side = chance.uniform(*SIDES)
         width, height = side * min(1.0, cutout.aspect), side * min(1.0, 1 / cutout.aspect)
         box = Box(cutout.name, chance.uniform(0, 1 - width), chance.uniform(0, 1 - height), width, height, crowd=False)
-        if all(_common(box, other) <= COVERED * min(box.area, other.area) for other in others):
+        if all(common_area(box, other) <= COVERED * min(box.area, other.area) for other in others):
             return box
     return None
-
-
-def _common(one: Box, other: Box) -> float:
-    """Area of the photo that both boxes cover."""
-    across = min(one.right, other.right) - max(one.left, other.left)
-    down = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
-    return max(across, 0.0) * max(down, 0.0)
