@@ -186,7 +186,9 @@ class StageRecipe(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="bf16", description="of the arithmetic; weights that learn are float32")
     frozen_precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the frozen matrices, which take most memory")
     gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
-    compile: bool = Field(default=False, description="compile the decoder; two minutes once, a fifth faster after; needs a C++ compiler")
+    compile: bool = Field(
+        default=False, description="compile the decoder; a minute or two once, a fifth faster after; needs a C++ compiler"
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(default=1.0, ge=0, description="longest gradient; 0 cuts none")
     seed: int = 0

@@ -1,9 +1,11 @@
-"""Does a model find what was pasted onto photos that it never saw? Scenes of known truth, on Flickr8k's `dev` photos.
+"""Does a model find what was pasted onto photos that it never saw, and what stands on them anyway?
 
-    python benchmarks/locate_scenes.py runs/tinygpt_v/nano_stage4 --data path/to/data --cutouts parts/stamps --pictures runs/scenes
+    python benchmarks/locate.py runs/tinygpt_v/nano_stage4 --data path/to/data --cutouts parts/stamps --pictures runs/scenes
+    python benchmarks/locate.py runs/tinygpt_v/nano_stage4 --data path/to/data --objects
 
-The cut-outs are those of training; photos, places and sizes are new. Each scene is asked for one of its cut-outs, and for the same cut-out
-on the bare photo, where it is not: a model that does not look gives the same box both times.
+Scenes are of known truth, on Flickr8k's `dev` photos; the cut-outs are those of training; photos, places and sizes are new. Each scene is
+asked for one of its cut-outs, and for the same cut-out on the bare photo, where it is not. With `--objects`, held-out COCO photos are asked
+for their only object of a kind, and another photo for the same. A model that does not look gives the same box both times.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from PIL import Image, ImageDraw
 
 import salticid
 from salticid.data.boxes import GRID, Region, encode_box, parse_boxes
+from salticid.data.datasets.coco import CocoObjects
 from salticid.data.datasets.flickr8k import Flickr8k
 from salticid.data.datasets.photo_tasks import lone_objects, region
 from salticid.data.records import Box
@@ -29,29 +32,33 @@ WHOLE = encode_box(Region(0.0, 0.0, 1.0, 1.0))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="locating cut-outs on photos")
+    parser = argparse.ArgumentParser(description="locating things on photos")
     parser.add_argument("model")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds flickr8k/")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds flickr8k/ and coco/")
     parser.add_argument("--cutouts", type=Path, default=Path("parts/stamps"))
     parser.add_argument("--most", type=int, default=3, help="cut-outs on a photo, at most")
+    parser.add_argument("--objects", action="store_true", help="real objects of COCO in place of scenes")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--pictures", type=Path, help="folder for the first dozen, truth in green and answer in red")
     options = parser.parse_args()
-    scenes = draw_scenes(options.data, options.cutouts, options.most, options.count)
+    if options.objects:
+        scenes, own, other = draw_objects(options.data), "the photo", "another photo"
+    else:
+        scenes, own, other = draw_scenes(options.data, options.cutouts, options.most, options.count), "the scene", "the bare photo"
     vlm = salticid.load(options.model)
     answers = {
-        "the scene": vlm.ask_many([(scene, question(box)) for scene, _, box in scenes], max_new_tokens=40),
-        "the bare photo": vlm.ask_many([(photo, question(box)) for _, photo, box in scenes], max_new_tokens=40),
+        own: vlm.ask_many([(scene, question(box)) for scene, _, box in scenes], max_new_tokens=40),
+        other: vlm.ask_many([(photo, question(box)) for _, photo, box in scenes], max_new_tokens=40),
         "always the whole photo": [WHOLE] * len(scenes),
         "always the middle half": [encode_box(Region(0.25, 0.25, 0.75, 0.75))] * len(scenes),
     }
-    print(f"| asked about {len(scenes)} scenes | overlaps by more than a half | mean intersection over union | gives a box |")
+    print(f"| asked {len(scenes)} times | overlaps by more than a half | mean intersection over union | gives a box |")
     print("|---|---:|---:|---:|")
     for name, written in answers.items():
         print(f"| {name} | " + " | ".join(f"{figure:.3f}" for figure in score(written, scenes)) + " |")
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
-        for number, ((scene, _, box), answer) in enumerate(zip(scenes[:12], answers["the scene"], strict=False)):
+        for number, ((scene, _, box), answer) in enumerate(zip(scenes[:12], answers[own], strict=False)):
             show(scene, box, answer).save(options.pictures / f"{number:02}.png")
 
 
@@ -63,6 +70,13 @@ def draw_scenes(data: Path, cutouts: Path, most: int, count: int) -> Scenes:
             bare = Image.open(photo.path).convert("RGB")
             scenes.append((scene.of_image(bare), bare, boxes[0]))
     return scenes
+
+
+def draw_objects(data: Path) -> Scenes:
+    """Each object with its photo, and with the photo of an object far off in the list."""
+    found = [(photo.path, box) for photo in CocoObjects(data / "coco", "heldout").photos for box in lone_objects(photo)]
+    photos = [Image.open(path).convert("RGB") for path, _ in found]
+    return [(photos[number], photos[number - len(found) // 2], box) for number, (_, box) in enumerate(found)]
 
 
 def question(box: Box) -> str:
