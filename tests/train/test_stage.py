@@ -17,7 +17,7 @@ from salticid.errors import ModelNotFoundError
 from salticid.quant import quantize_model
 from salticid.train.data import TrainingData
 from salticid.train.recipe import StageRecipe
-from salticid.train.stage import run_stage
+from salticid.train.stage import SHORT, run_stage
 from salticid.train.trainer import StageTrainer
 
 Build = Callable[..., StageRecipe]
@@ -181,3 +181,20 @@ def test_accumulated_batches_equal_one_large_batch(stage_recipe: Build, tmp_path
     assert small_loss == pytest.approx(large_loss, rel=1e-4)
     for name, weight in large.items():
         assert_close(small[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("max_length", "gpu", "chosen"), [(SHORT, False, "eager"), (SHORT + 1, False, "sdpa"), (SHORT, True, "sdpa")])
+def test_attention_of_short_rows_is_written_out_on_a_processor(
+    max_length: int, gpu: bool, chosen: str, stage_recipe: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def train(self: StageTrainer, **kwargs: Any) -> None:
+        used.append(self.model.language_model.config._attn_implementation)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StageTrainer, "train", train)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage_recipe(data__max_length=max_length, schedule__steps=1))
+    assert used == [chosen]
