@@ -72,3 +72,19 @@ def test_a_photo_with_a_box_stays_as_it_is(turn: Turn) -> None:
     views = [Augmentation(flip=True, crop=0.5)(photo(), example(turn), random.Random(seed)) for seed in range(20)]
     assert all(view.tobytes() == photo().tobytes() for view in views)
     assert mirrored(example(Turn("Which <b>?", "<1> of them")))
+
+
+def test_light_changes_within_its_share_and_hues_stay() -> None:
+    red = Image.new("RGB", (8, 8), (150, 60, 60))
+    seen = [Augmentation(light=0.3)(red, example(), random.Random(seed)).getpixel((0, 0)) for seed in range(60)]
+    assert len(set(seen)) > 50
+    assert all(pixel[0] > pixel[1] and abs(pixel[1] - pixel[2]) <= 1 for pixel in seen)
+    assert all(150 * 0.7 * 0.7 - 12 < pixel[0] < 150 * 1.3 * 1.3 + 12 for pixel in seen)
+
+
+def test_light_changes_where_boxes_keep_the_photo_in_place() -> None:
+    words = example(Turn("where is the dog?", "{<0><10><50><60>}"))
+    view = Augmentation(flip=True, crop=0.5, light=0.4)(photo(), words, random.Random(1))
+    assert view.size == photo().size
+    assert view.tobytes() != photo().tobytes()
+    assert view.getpixel((0, 0)) > view.getpixel((39, 0))

@@ -284,7 +284,7 @@ def test_train_tells_kinds_of_recipes_apart(recipe: Build, tmp_path: Path) -> No
     opened, run = open_recipe(path, ["schedule.steps=3"])
     assert (opened.schedule.steps, run) == (3, run_qformer)
     path.write_text(yaml.safe_dump({**values, "kind": "q-former"}))
-    with pytest.raises(ConfigurationError, match="unknown kind 'q-former'; known: qformer; leave it out for a stage"):
+    with pytest.raises(ConfigurationError, match="unknown kind 'q-former'; known: qformer, words; leave it out for a stage"):
         open_recipe(path)
 
 

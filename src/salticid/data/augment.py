@@ -6,7 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from salticid.data.boxes import parse_boxes
 from salticid.data.conversation import Example
@@ -17,14 +17,19 @@ SIDES = re.compile(r"\b(left|right)(most|hand|wards?|side)?\b", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """flip: mirror half of the photos, never one whose words name a side. crop: smallest side kept, as a share (1 = no crop).
+    light: brightness, contrast and saturation each change by up to this share; hues stay, so that colours keep their names.
 
-    A photo whose words hold a box stays as it is.
+    A photo whose words hold a box is neither mirrored nor cropped.
     """
 
     flip: bool = False
     crop: float = 1.0
+    light: float = 0.0
 
     def __call__(self, photo: Image.Image, example: Example, rng: random.Random) -> Image.Image:
+        if self.light > 0:
+            for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                photo = change(photo).enhance(rng.uniform(1 - self.light, 1 + self.light))
         if _holds_a_box(example):
             return photo
         if self.flip and rng.random() < 0.5 and not _names_a_side(example):

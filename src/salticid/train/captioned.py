@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,37 @@ def _path(example: Example) -> Path:
     return Path(example.images[0])
 
 
-class CaptionPairs(Dataset[dict[str, Any]]):
-    """`length` pairs; item `i` depends on the seed and `i` alone. An epoch shows each photo once, in an order of its own.
+class PhotosInTurn(Dataset[dict[str, Any]], ABC):
+    """`length` views of photos; item `i` depends on the seed and `i` alone. An epoch shows each photo once, in an order of its own.
+
+    A photo that cannot be read gives way to the next.
+    """
+
+    def __init__(self, photos: Sequence[Any], length: int, seed: int, augmentation: Augmentation, tally: Tally):
+        self.photos, self.length, self.seed, self.augmentation, self.tally = photos, length, seed, augmentation, tally
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        problem: Exception | None = None
+        for successor in range(item, item + UNREADABLE):
+            epoch, place = divmod(successor, len(self.photos))
+            number = shuffled(place, len(self.photos), random.Random(f"{self.seed}/order/{epoch}").getrandbits(48))
+            try:
+                return self.show(number, random.Random(f"{self.seed}/caption/{item}"))
+            except ImageError as error:
+                problem = error
+                self.tally.pass_over(error)
+        raise DataError(f"{UNREADABLE} photos in a row are unreadable; the last: {problem}")
+
+    @abstractmethod
+    def show(self, number: int, chance: random.Random) -> dict[str, Any]:
+        """One view of the photo of that number; raises `ImageError`."""
+
+
+class CaptionPairs(PhotosInTurn):
+    """Photos, each with one of its captions.
 
     Args:
         features: (P, N, D), what the tower sees of each photo, in place of the photos.
@@ -74,30 +104,16 @@ class CaptionPairs(Dataset[dict[str, Any]]):
         tally: Tally,
         features: np.ndarray | None = None,
     ):
-        self.photos, self.length, self.seed, self.augmentation = photos, length, seed, augmentation
-        self.features, self.tally = features, tally
+        super().__init__(photos, length, seed, augmentation, tally)
+        self.features = features
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
+    def show(self, number: int, chance: random.Random) -> dict[str, Any]:
         """`photo` (its number), `caption`, and `image` or `features` (N, D)."""
-        problem: Exception | None = None
-        for successor in range(item, item + UNREADABLE):
-            epoch, place = divmod(successor, len(self.photos))
-            number = shuffled(place, len(self.photos), random.Random(f"{self.seed}/order/{epoch}").getrandbits(48))
-            chance = random.Random(f"{self.seed}/caption/{item}")
-            caption = chance.choice(self.photos[number].captions)
-            if self.features is not None:
-                return {"photo": number, "caption": caption, "features": torch.from_numpy(np.array(self.features[number]))}
-            try:
-                image = read_photo(self.photos[number].path)
-            except ImageError as error:
-                problem = error
-                self.tally.pass_over(error)
-                continue
-            return {"photo": number, "caption": caption, "image": self.augmentation(image, _said(caption), chance)}
-        raise DataError(f"{UNREADABLE} photos in a row are unreadable; the last: {problem}")
+        caption = chance.choice(self.photos[number].captions)
+        if self.features is not None:
+            return {"photo": number, "caption": caption, "features": torch.from_numpy(np.array(self.features[number]))}
+        image = self.augmentation(read_photo(self.photos[number].path), _said(caption), chance)
+        return {"photo": number, "caption": caption, "image": image}
 
 
 def _said(caption: str) -> Example:

@@ -65,7 +65,7 @@ class TrainingData(Dataset[Example]):
             raise ConfigurationError("an epoch shows every example once, whatever its weight; leave the weights out, or give steps")
         self.mixture: Any = Epochs(sources, epochs, seed) if length is None else Mixture(sources, weights, length, seed)
         self.order = self._grouped(step, seed) if recipe.group_by_modality_length else range(len(self.mixture))
-        self.augmentation = Augmentation(flip=recipe.flip, crop=recipe.crop)
+        self.augmentation = Augmentation(flip=recipe.flip, crop=recipe.crop, light=recipe.light)
         self.seed, self.collate = seed, collate
         self.tally = Tally(recipe.max_unreadable) if tally is None else tally
 

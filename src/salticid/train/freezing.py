@@ -31,10 +31,18 @@ def freeze_except(model: nn.Module, parts: Mapping[Any, PartRecipe]) -> None:
         if only is None and name in parts and any(re.search(LORA, key) for key, _ in part.named_parameters()):
             only = [LORA]
         if only is not None:
-            _freeze_unmatched(part, name, only)
+            freeze_part(part, f"train.{name}", only)
 
 
-def _freeze_unmatched(part: nn.Module, name: str, patterns: list[str]) -> None:
+def freeze_part(part: nn.Module, name: str, patterns: list[str] | None) -> None:
+    """Of a part, let what matches one of the patterns learn; without patterns, all of it. `name` is what the recipe calls it.
+
+    Raises:
+        ConfigurationError: a pattern that matches nothing.
+    """
+    if patterns is None:
+        part.requires_grad_(True)
+        return
     unused = set(patterns)
     for key, parameter in part.named_parameters():
         matching = {pattern for pattern in patterns if re.search(pattern, key)}
@@ -42,7 +50,7 @@ def _freeze_unmatched(part: nn.Module, name: str, patterns: list[str]) -> None:
         unused -= matching
     if unused:
         patterns_unused = ", ".join(sorted(unused))
-        raise ConfigurationError(f"train.{name}.only: no parameter matches {patterns_unused}; see model.{name}.named_parameters()")
+        raise ConfigurationError(f"{name}.only: no parameter matches {patterns_unused}; see named_parameters() of that part")
 
 
 def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

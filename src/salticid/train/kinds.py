@@ -16,6 +16,7 @@ from salticid.train.recipe import read_recipe
 KINDS: dict[str | None, tuple[str, str]] = {
     None: ("salticid.train.recipe:StageRecipe", "salticid.train.stage:run_stage"),
     "qformer": ("salticid.train.qformer_recipe:QFormerRecipe", "salticid.train.qformer:run_qformer"),
+    "words": ("salticid.train.words_recipe:WordsRecipe", "salticid.train.words:run_words"),
 }
 
 

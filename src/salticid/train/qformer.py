@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from salticid.train.freezing import learning_parameters
 from salticid.train.publish import publishing
 from salticid.train.qformer_recipe import QFormerRecipe
 from salticid.train.recipe import DataRecipe
-from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
+from salticid.train.resume import earlier_run, keep_recipe
 from salticid.train.tally import Tally
 from salticid.train.trainer import ResumableTrainer, training_arguments
 
@@ -43,12 +42,7 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
     Raises:
         ConfigurationError, CheckpointError, DataError: see the recipe, the parts and the data.
     """
-    checkpoints = recipe.output / "checkpoints"
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    last = newest_checkpoint(checkpoints)
-    if last is not None and not accept_changes:
-        refuse_changes(checkpoints, recipe)
+    checkpoints, last = earlier_run(recipe, resume, accept_changes)
     set_seed(recipe.seed)
     model, image_processor, tokenizer = build_qformer(recipe)
     if model.config.vision_standardized and not model.vision_tower.feature_mean.any():  # nor measured by the run that it starts from
@@ -143,7 +137,7 @@ def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor
         if schedule.steps is None and schedule.epochs
         else (schedule.steps or 1) * schedule.step_examples
     )
-    augmentation = Augmentation(flip=recipe.data.flip, crop=recipe.data.crop)
+    augmentation = Augmentation(flip=recipe.data.flip, crop=recipe.data.crop, light=recipe.data.light)
     return CaptionPairs(photos, length, recipe.seed, augmentation, Tally(recipe.data.max_unreadable), features)
 
 
@@ -162,6 +156,7 @@ def _drawn(recipe: QFormerRecipe, length: int) -> TrainingData:
         sources=given.sources,
         flip=given.flip,
         crop=given.crop,
+        light=given.light,
         max_unreadable=given.max_unreadable,
         workers=given.workers,
     )

@@ -28,14 +28,15 @@ class CaptionDataRecipe(Strict):
     max_tokens: int = Field(default=32, ge=3, description="longest caption, with its [CLS] and [SEP]")
     flip: bool = False
     crop: float = Field(default=1.0, gt=0, le=1)
+    light: float = Field(default=0.0, ge=0, lt=1, description="how far brightness, contrast and saturation change, as a share")
     cache: bool = False
     max_unreadable: int = Field(default=100, ge=0, description="photos that may be unreadable before the run stops")
     workers: int = Field(default=0, ge=0, description="processes that read photos ahead")
 
     @model_validator(mode="after")
     def _shows_one_view(self) -> CaptionDataRecipe:
-        if self.cache and (self.flip or self.crop < 1):
-            raise ValueError("cached features are of one view per photo: set flip to false and crop to 1, or cache to false")
+        if self.cache and (self.flip or self.crop < 1 or self.light):
+            raise ValueError("cached features are of one view per photo: set flip to false, crop to 1 and light to 0, or cache to false")
         if self.captions == "drawn" and self.cache:
             raise ValueError(
                 "cached features are of one view per photo, and drawn captions come with views of their own: set cache to false"

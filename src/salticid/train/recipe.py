@@ -45,6 +45,7 @@ class DataRecipe(Strict):
     group_by_modality_length: bool = Field(default=False, description="steps of photos alone or text alone, rows of like length together")
     flip: bool = False
     crop: float = Field(default=1.0, gt=0, le=1)
+    light: float = Field(default=0.0, ge=0, lt=1, description="how far brightness, contrast and saturation change, as a share")
     max_unreadable: int = Field(default=100, ge=0, description="photos that may be unreadable before the run stops")
     workers: int = Field(default=0, ge=0, description="processes that read photos ahead")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,21 @@ from salticid.train.recipe import Strict
 RECIPE_FILE = "recipe.json"
 # Keys that say how a machine runs a stage, not what it learns; also below them.
 FREE = ("output", "data.folder", "data.workers", "data.max_unreadable", "compile", "gradient_checkpointing", "save_steps", "log_steps")
+
+
+def earlier_run(recipe: Any, resume: bool, accept_changes: bool) -> tuple[Path, Path | None]:
+    """Where a run keeps its checkpoints, and the newest of them to go on from; without `resume`, earlier ones are deleted.
+
+    Raises:
+        ConfigurationError: the recipe changed since, and `accept_changes` is not set.
+    """
+    checkpoints = recipe.output / "checkpoints"
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    last = newest_checkpoint(checkpoints)
+    if last is not None and not accept_changes:
+        refuse_changes(checkpoints, recipe)
+    return checkpoints, last
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from salticid.train.data import TrainingData, build_data
 from salticid.train.freezing import freeze_except, lower_frozen
 from salticid.train.publish import publishing
 from salticid.train.recipe import StageRecipe
-from salticid.train.resume import keep_recipe, newest_checkpoint, refuse_changes
+from salticid.train.resume import earlier_run, keep_recipe
 from salticid.train.self_critical import SelfCriticalTrainer
 from salticid.train.trainer import StageTrainer, training_arguments
 
@@ -44,12 +43,7 @@ def run_stage(recipe: StageRecipe, resume: bool = True, accept_changes: bool = F
         CheckpointError, DataError: see the model and data.
     """
     _check_machine(recipe)
-    checkpoints = recipe.output / "checkpoints"
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    last = newest_checkpoint(checkpoints)
-    if last is not None and not accept_changes:
-        refuse_changes(checkpoints, recipe)
+    checkpoints, last = earlier_run(recipe, resume, accept_changes)
     set_seed(recipe.seed)
     model, processor = _prepare(recipe)
     data, trainer = _trainer(recipe, model, processor, checkpoints)

@@ -23,11 +23,12 @@ from salticid.train.freezing import learning_parameters, parameter_groups, resti
 from salticid.train.qformer_recipe import QFormerRecipe
 from salticid.train.recipe import StageRecipe
 from salticid.train.schedule import multiplier
+from salticid.train.words_recipe import WordsRecipe
 
 LEARNED_FILE = "learned.safetensors"
 
 
-def training_arguments(recipe: StageRecipe | QFormerRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
+def training_arguments(recipe: StageRecipe | QFormerRecipe | WordsRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
     """What transformers' `Trainer` is told of a recipe; optimizer and schedule are the trainers' own. Checkpoints go to `checkpoints`."""
     return TrainingArguments(
         output_dir=str(checkpoints),
