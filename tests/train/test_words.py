@@ -167,6 +167,19 @@ def test_it_starts_from_how_often_each_word_is_true() -> None:
     assert_close(shares, torch.tensor([[0.5, 0.125]]).expand(2, 2))
 
 
+def test_features_are_standardised_and_the_saved_layer_is_for_them_as_they_come() -> None:
+    torch.manual_seed(0)
+    config = VisionLanguageConfig(vision_config=VISION)
+    model, pixels = WordNamer(VisionTower(config), config.vision_width, torch.tensor([0.5, 0.125])), torch.randn(6, 3, 64, 64)
+    model.standardize(pixels)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    features = model.vision_tower(pixels)
+    pooled = torch.cat([features.mean(dim=1), features.amax(dim=1)], dim=1)
+    assert_close(model.pooled_mean, pooled.mean(dim=0))
+    plain = model.plain_head()
+    assert_close(pooled @ plain["weight"].T + plain["bias"], model(pixels), atol=1e-4, rtol=1e-4)
+
+
 def test_photos_kept_aside_are_not_learned_from(recipe: Build) -> None:
     photos = named_photos(recipe().data)
     learned, kept = split(photos, 8, seed=3)
