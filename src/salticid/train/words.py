@@ -241,8 +241,7 @@ def measure(model: WordNamer, images: Any, kept: Sequence[Named], words: Sequenc
     model.eval()
     logits, present = [], []
     for start in range(0, len(kept), BATCH):
-        numbers = range(start, min(start + BATCH, len(kept)))
-        batch = collate([photos.show(number, random.Random(0)) for number in numbers])
+        batch = collate([photos[item] for item in range(start, min(start + BATCH, len(kept)))])
         logits.append(model(batch["pixel_values"].to(device)).float().cpu())
         present.append(batch["present"])
     logits_PW, present_PW = torch.cat(logits), torch.cat(present)
