@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
-from salticid.checkpoints.load import load_model, load_processor
-from salticid.errors import ModelNotFoundError
+from salticid.checkpoints.load import load_model, load_processor, load_unpacked
+from salticid.engine.catalog import find_model
+from salticid.errors import CheckpointError, ConfigurationError, ModelNotFoundError
+from salticid.quant import quantize_folder
 from salticid.train import assemble as assemble_module
 from salticid.train.assemble import run_assemble
 from salticid.train.recipe import PartsRecipe, StageRecipe
@@ -83,3 +87,51 @@ def test_extra_normalisations_start_as_identities(recipe: PartsRecipe) -> None:
     added = {name: weight for name, weight in load_model(recipe.output).named_parameters() if "_layernorm" in name and "self_attn" in name}
     assert len(added) == 5
     assert all(bool((weight == float(name.endswith("weight"))).all()) for name, weight in added.items())
+
+
+def test_parts_out_of_a_whole_model_with_small_weights(recipe: PartsRecipe, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Tower and language model are those of the folder, unpacked, and the connector is new."""
+    small = tmp_path / "small"
+    quantize_folder(tiny_model_folder, small, bits=8)
+    whole = {"vision_weights": small, "language": small, "language_layers": None, "first_merges": None, "vocabulary_data": None}
+    run_assemble(recipe.model_copy(update=whole))
+    new, old = load_model(recipe.output).state_dict(), load_unpacked(small).state_dict()
+    assert new.keys() == old.keys()
+    taken = [name for name in old if not name.startswith("connector.")]
+    assert [name for name in taken if not torch.equal(new[name], old[name])] == []
+    assert not torch.equal(new["connector.layers.0.weight"], old["connector.layers.0.weight"])
+    assert len(load_processor(recipe.output).tokenizer) == len(load_processor(tiny_model_folder).tokenizer)
+
+
+def test_parts_out_of_an_embedded_model(tmp_path: Path) -> None:
+    recipe = PartsRecipe.model_validate(
+        {
+            "output": tmp_path / "parts",
+            "vision": {"model_type": "efficientnet_lite", "variant": "lite2", "image_size": 320},
+            "vision_weights": "nano",
+            "language": "nano",
+            "language_layers": [0, 1],
+            "image": "efficientnet_lite",
+            "connector": {"pool": 5},
+            "model": {"vision_layers": [4, -1], "template": "nano"},
+        }
+    )
+    run_assemble(recipe)
+    model, nano = load_model(recipe.output), load_unpacked(find_model("nano"))
+    for name in ("vision_tower.model.head.conv.weight", "language_model.model.layers.1.mlp.up_proj.weight"):
+        assert torch.equal(model.get_parameter(name), nano.get_parameter(name))
+
+
+def test_a_whole_model_whose_parts_do_not_fit_is_refused(recipe: PartsRecipe, tiny_model_folder: Path, tmp_path: Path) -> None:
+    norms = {"query": True, "key": True, "attention_output": True}
+    run_assemble(recipe.model_copy(update={"output": tmp_path / "normed", "model": {**recipe.model, "norms": norms}}))
+    with pytest.raises(ConfigurationError, match=r"the language model in .*normed has normalisations, experts or LoRA of its own"):
+        run_assemble(recipe.model_copy(update={"language": tmp_path / "normed"}))
+    with pytest.raises(CheckpointError, match="does not fit the vision tower efficientnet_lite"):
+        run_assemble(recipe.model_copy(update={"vision": {**recipe.vision, "width_coefficient": 0.5}, "vision_weights": tiny_model_folder}))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_model_folder, damaged)
+    (damaged / "model.safetensors").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated, damaged"):
+        run_assemble(recipe.model_copy(update={"vision_weights": damaged}))
+    assert not recipe.output.exists()

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from salticid.checkpoints.load import load_config, load_processor, load_unpacked, model_type
+from salticid.checkpoints.lora import LORA_FOLDER
 from salticid.checkpoints.qformer import fill_connector
 from salticid.checkpoints.tinygpt_v import NORM
 from salticid.checkpoints.vision_weights import load_vision
@@ -36,7 +38,8 @@ class Parts:
 
     vision, connector, model: fields of the vision tower's configuration (with `model_type`), of `ConnectorConfig`, and the remaining
     fields of `VisionLanguageConfig`. image: preset of `image_transform`. vision_weights: see `load_vision`. connector_weights: folder
-    of a Q-Former that was pretrained on this very tower; `None` leaves it new. language: a `.gguf` file or a transformers folder.
+    of a Q-Former that was pretrained on this very tower; `None` leaves it new. language: a `.gguf` file, a transformers folder, or the
+    folder of a whole model, of which it is the language model, unpacked where it was small.
     language_layers: decoder layers to keep, in order; `None` keeps all. first_merges: shrink the vocabulary to these merges and what
     `vocabulary_texts` need; `None` keeps it. fit_norms: extra normalisations start as near as can be to what the layers gave without them;
     otherwise as identities.
@@ -124,6 +127,8 @@ def _read_language(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     source = Path(source)
     if not source.exists():
         raise CheckpointError(f"no language model at {source}; give a .gguf file or a folder with config.json and weights")
+    if source.is_dir() and (source / "config.json").is_file() and model_type(source) == VisionLanguageConfig.model_type:
+        return _language_of(source)
     if source.suffix == ".gguf" and find_spec("gguf") is None:
         raise MissingExtraError(f"reading {source.name} needs gguf, not installed here; run: pip install 'salticid[convert]'")
     folder, options = (source.parent, {"gguf_file": source.name}) if source.suffix == ".gguf" else (source, {})
@@ -136,6 +141,16 @@ def _read_language(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{source} lacks {len(missing)} weights of the language model, {missing[0]} among them")
     return model, tokenizer
+
+
+def _language_of(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The language model of a whole model, which has learned to read image tokens."""
+    config = load_config(source)
+    if config.norms is not None or config.experts is not None or (source / LORA_FOLDER).is_dir():
+        raise ConfigurationError(
+            f"the language model in {source} has normalisations, experts or LoRA of its own; give one that is plain, or go on training it"
+        )
+    return load_unpacked(source).language_model, load_processor(source).tokenizer
 
 
 def _new_vocabulary(tokenizer: PreTrainedTokenizerBase, parts: Parts) -> tuple[PreTrainedTokenizerBase, list[int]]:

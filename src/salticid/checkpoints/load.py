@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,20 @@ from transformers import AutoConfig
 from salticid.checkpoints.lora import attach_lora
 from salticid.errors import CheckpointError, ModelNotFoundError
 from salticid.models import VisionLanguageConfig, VisionLanguageModel, VisionLanguageProcessor
+
+
+def model_type(folder: Path) -> str:
+    """What kind of model a folder holds, by its `config.json`.
+
+    Raises:
+        ModelNotFoundError: there is no such file. CheckpointError: it cannot be read.
+    """
+    try:
+        return str(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except OSError as error:
+        raise ModelNotFoundError(f"no model in {folder}; a model folder holds config.json and model.safetensors") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {Path(folder) / 'config.json'}; copy the model there again") from error
 
 
 def load_config(folder: Path) -> VisionLanguageConfig:
@@ -55,6 +70,14 @@ def load_model(folder: Path, dtype: str | torch.dtype = torch.float32, **options
     if problems:
         raise CheckpointError(f"the weights in {folder} do not fit its config.json: {'; '.join(problems)}")
     attach_lora(model, folder)
+    return model
+
+
+def load_unpacked(folder: Path, dtype: Any = torch.float32) -> VisionLanguageModel:
+    """`load_model`, with small weights turned back into `dtype`, where `salticid.quant` was imported: integers cannot learn."""
+    model: Any = load_model(folder, dtype)
+    if getattr(model, "is_quantized", False):
+        model.dequantize(dtype)
     return model
 
 

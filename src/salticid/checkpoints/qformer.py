@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerBase
 
 from salticid.checkpoints.key_table import KeyTable, build, listed
+from salticid.checkpoints.load import model_type
 from salticid.checkpoints.qformer_keys import BERT_RULES, BLIP2_RULES
 from salticid.checkpoints.tinygpt_v_files import read_checkpoint
-from salticid.errors import CheckpointError, ModelNotFoundError
+from salticid.errors import CheckpointError
 from salticid.models import SalticidImageProcessor, VisionLanguageModel
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
 from salticid.models.qformer.pretraining import connector_weights, text_feed_forward
@@ -33,10 +33,8 @@ def load_qformer(folder: Path) -> tuple[QFormerPretrainingModel, SalticidImagePr
         ModelNotFoundError: there is no such folder. CheckpointError: it holds another kind of model, or damaged or foreign weights.
     """
     folder = Path(folder)
-    if _model_type(folder) != QFormerPretrainingConfig.model_type:
-        raise CheckpointError(
-            f"{folder} holds no pretrained Q-Former but a {_model_type(folder)!r} model; give the output of kind: qformer"
-        )
+    if model_type(folder) != QFormerPretrainingConfig.model_type:
+        raise CheckpointError(f"{folder} holds no pretrained Q-Former but a {model_type(folder)!r} model; give the output of kind: qformer")
     try:
         loaded: Any = QFormerPretrainingModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         image_processor = SalticidImageProcessor.from_pretrained(folder)
@@ -70,7 +68,7 @@ def start_from(model: QFormerPretrainingModel, source: Path) -> None:
     """
     source = Path(source)
     if source.is_dir():
-        kind = _model_type(source)
+        kind = model_type(source)
         if kind not in FOLDERS:
             raise CheckpointError(f"a Q-Former cannot start from the {kind!r} model in {source}; known: {', '.join(FOLDERS)}")
         tensors, optional = FOLDERS[kind](source, model)
@@ -107,20 +105,6 @@ def fill_connector(model: VisionLanguageModel, folder: Path) -> None:
 def tower_weights(folder: Path) -> dict[str, Tensor]:
     """The tower's weights out of a Q-Former's folder, under the tower's own names."""
     return load_qformer(folder)[0].vision_tower.model.state_dict()
-
-
-def holds_qformer(folder: Path) -> bool:
-    """Whether Q-Former pretraining wrote this folder."""
-    return (Path(folder) / "config.json").is_file() and _model_type(folder) == QFormerPretrainingConfig.model_type
-
-
-def _model_type(folder: Path) -> str:
-    try:
-        return str(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except OSError as error:
-        raise ModelNotFoundError(f"no model in {folder}; a model folder holds config.json and model.safetensors") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {Path(folder) / 'config.json'}; copy the model there again") from error
 
 
 def _from_earlier(folder: Path, model: QFormerPretrainingModel) -> tuple[dict[str, Tensor], Iterable[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from salticid.checkpoints.load import load_config, load_model
+from salticid.checkpoints.load import load_config, load_unpacked
 from salticid.checkpoints.save import new_folder
 from salticid.errors import ConfigurationError
 from salticid.models import VisionLanguageConfig
@@ -38,9 +38,7 @@ def upcycle_folder(
         raise ConfigurationError(f"{source} has experts already; start from the dense model, or go on training this one")
     experts.experts_per_layer(config.text_config.num_hidden_layers)  # before reading gigabytes
     with new_folder(out) as folder:
-        model = load_model(Path(source), dtype=config.dtype or torch.float32)
-        if getattr(model, "is_quantized", False):  # integers cannot learn; the rounded weights can
-            model.dequantize(config.dtype or torch.float32)
+        model = load_unpacked(Path(source), config.dtype or torch.float32)
         generator = torch.Generator().manual_seed(seed)
         upcycle_language_model(
             model.language_model, experts, host_config=model.config, reinitialise=reinitialise, noise=noise, generator=generator

@@ -12,15 +12,22 @@ from torch import Tensor
 
 from salticid.checkpoints.efficientnet_lite import convert_efficientnet_lite
 from salticid.checkpoints.key_table import KeyTable, build
-from salticid.checkpoints.qformer import holds_qformer, tower_weights
+from salticid.checkpoints.load import model_type
+from salticid.checkpoints.qformer import tower_weights
 from salticid.checkpoints.tinygpt_v import interpolate_positions
 from salticid.checkpoints.tinygpt_v_files import join_vision_biases, read_checkpoint
 from salticid.checkpoints.tinygpt_v_keys import PREFIXES, vision_rules
+from salticid.checkpoints.weights import read_weights
 from salticid.errors import CheckpointError
+from salticid.models import VisionLanguageConfig
+from salticid.models.qformer import QFormerPretrainingConfig
+
+TOWER = "vision_tower.model."
 
 
 def load_vision(tower: Any, source: Path) -> None:
-    """Fill `VisionTower.model` from an EfficientNet-Lite `.pth`, an EVA ViT-g `.pth`, a transformers folder, or a Q-Former's folder.
+    """Fill `VisionTower.model` from an EfficientNet-Lite `.pth`, an EVA ViT-g `.pth`, a transformers folder, or the folder of a Q-Former
+    or of a whole model, whose tower may not be packed into few bits.
 
     Raises:
         CheckpointError: the source is missing, damaged, or of another tower.
@@ -34,7 +41,7 @@ def load_vision(tower: Any, source: Path) -> None:
         if source.is_file():
             weights = FILES[kind](source, tower)
         else:
-            weights = tower_weights(source) if holds_qformer(source) else _folder(type(tower), source)
+            weights = _read_folder(source, tower)
         tower.load_state_dict(weights, strict=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[-1].strip()
@@ -49,7 +56,7 @@ def _eva(source: Path, tower: Any) -> dict[str, Tensor]:
     """BLIP-2's EVA file. It lacks the norm behind the blocks, which came with the Q-Former: that one stays as it is."""
     raw = join_vision_biases({PREFIXES["vision"] + name: tensor for name, tensor in read_checkpoint(source).items()})
     plan = KeyTable(vision_rules(tower.config.num_hidden_layers)).plan(raw)
-    weights = {name.removeprefix("vision_tower.model."): build(name, sources, raw) for name, sources in plan.items()}
+    weights = {name.removeprefix(TOWER): build(name, sources, raw) for name, sources in plan.items()}
     own = tower.state_dict()
     positions = "embeddings.position_embedding"
     if positions in weights:
@@ -60,7 +67,19 @@ def _eva(source: Path, tower: Any) -> dict[str, Tensor]:
 FILES: dict[str, Callable[[Path, Any], dict[str, Tensor]]] = {"efficientnet_lite": _efficientnet_lite, "blip_2_vision_model": _eva}
 
 
-def _folder(family: Any, source: Path) -> dict[str, Tensor]:
+def _read_folder(source: Path, tower: Any) -> dict[str, Tensor]:
+    kind = model_type(source) if (source / "config.json").is_file() else None
+    if kind == QFormerPretrainingConfig.model_type:
+        return tower_weights(source)
+    return _whole_model(source) if kind == VisionLanguageConfig.model_type else _transformers_folder(type(tower), source)
+
+
+def _whole_model(source: Path) -> dict[str, Tensor]:
+    """The tower's weights of a model folder; the others are mapped, not read."""
+    return {name.removeprefix(TOWER): tensor for name, tensor in read_weights(source).items() if name.startswith(TOWER)}
+
+
+def _transformers_folder(family: Any, source: Path) -> dict[str, Tensor]:
     """The tower's weights, also out of a folder that holds a language model beside it."""
     try:
         tower, report = family.from_pretrained(source, dtype=torch.float32, output_loading_info=True)

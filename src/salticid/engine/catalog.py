@@ -80,6 +80,12 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     raise ModelNotFoundError(f"{what}; give an embedded model ({', '.join(EMBEDDED)}), a model folder, or a Hub id owner/name")
 
 
+def find_part(source: str | os.PathLike[str]) -> Path:
+    """Where a pretrained part lies: in the folder of an embedded model, if `source` names one, or else at `source` itself."""
+    name = os.fspath(source)
+    return _embedded_folder(name) if name in EMBEDDED else Path(source)
+
+
 def model_cards() -> Iterator[ModelCard]:
     """Cards of the embedded models, then of Salticid models in the Hub's local cache. Models that are incomplete are left out."""
     for name, embedded in EMBEDDED.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import salticid.quant  # noqa: F401  lets transformers read folders with small weights
 from salticid.checkpoints.assemble import Parts, assemble
 from salticid.data.conversation import Source
+from salticid.engine.catalog import find_part
 from salticid.train.data import build_sources
 from salticid.train.publish import publishing
 from salticid.train.recipe import PartsRecipe
@@ -23,6 +25,7 @@ def run_assemble(recipe: PartsRecipe) -> Path:
     """
     sources = build_sources(recipe.vocabulary_data) if recipe.vocabulary_data else []
     fields = recipe.model_dump(exclude={"output", "vocabulary_data"})
+    fields |= {name: find_part(fields[name]) for name in ("vision_weights", "language")}
     model, processor = assemble(Parts(**fields, vocabulary_texts=_texts(sources)))
     with publishing(recipe.output) as folder:
         model.save_pretrained(folder)

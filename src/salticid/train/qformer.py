@@ -14,7 +14,7 @@ from salticid.checkpoints.qformer import start_from
 from salticid.checkpoints.vision_weights import load_vision
 from salticid.data.augment import Augmentation
 from salticid.data.caption_text import START, add_text_branch_tokens
-from salticid.engine.catalog import find_model
+from salticid.engine.catalog import find_model, find_part
 from salticid.errors import CheckpointError, ConfigurationError
 from salticid.models import SalticidImageProcessor
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
@@ -110,7 +110,7 @@ def build_qformer(recipe: QFormerRecipe) -> tuple[QFormerPretrainingModel, Salti
     if recipe.data.max_tokens > longest:
         raise ConfigurationError(f"data.max_tokens is {recipe.data.max_tokens} but the Q-Former has {longest} positions for text")
     model = QFormerPretrainingModel(config)
-    load_vision(model.vision_tower.model, recipe.vision_weights)
+    load_vision(model.vision_tower.model, find_part(recipe.vision_weights))
     if recipe.start is not None:
         start_from(model, recipe.start)
     return model, SalticidImageProcessor.from_preset(recipe.image, size=model.vision_tower.size), tokenizer

@@ -11,7 +11,7 @@ import torch
 from transformers import set_seed
 
 import salticid.quant  # noqa: F401  lets transformers read folders with small weights
-from salticid.checkpoints.load import load_model, load_processor
+from salticid.checkpoints.load import load_processor, load_unpacked
 from salticid.checkpoints.lora import save_model
 from salticid.data.collate import Collator
 from salticid.data.templates import get_template
@@ -79,9 +79,7 @@ def _check_machine(recipe: StageRecipe) -> None:
 def _prepare(recipe: StageRecipe) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
     """The model of the stage before, changed and frozen as the recipe says. What learns is float32, whatever the arithmetic."""
     folder = find_model(recipe.model)
-    model, processor = load_model(folder, dtype=torch.float32), load_processor(folder)
-    if getattr(model, "is_quantized", False):  # integers cannot learn; the rounded weights can
-        model.dequantize(torch.float32)
+    model, processor = load_unpacked(folder), load_processor(folder)
     adapt(model, processor, recipe)
     freeze_except(model, recipe.train)
     if recipe.frozen_precision != "fp32":

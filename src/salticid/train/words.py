@@ -27,6 +27,7 @@ from salticid.checkpoints.vision_weights import load_vision
 from salticid.data.augment import Augmentation
 from salticid.data.conversation import Example
 from salticid.data.naming import Record, names, shares, vocabulary
+from salticid.engine.catalog import find_part
 from salticid.errors import ConfigurationError, DataError
 from salticid.models import SalticidImageProcessor, VisionLanguageConfig
 from salticid.models.photos import read_photo
@@ -68,7 +69,7 @@ def run_words(recipe: WordsRecipe, resume: bool = True, accept_changes: bool = F
         raise DataError(f"no word is used of {recipe.data.at_least} photos; give more data, or lower data.at_least")
     config = VisionLanguageConfig(vision_config=recipe.vision)
     tower = VisionTower(config)
-    load_vision(tower.model, recipe.vision_weights)
+    load_vision(tower.model, find_part(recipe.vision_weights))
     images = SalticidImageProcessor.from_preset(recipe.image, size=tower.size)
     data = _in_turn(recipe, learned, words)
     model = WordNamer(tower, config.vision_width, frequencies(data), recipe.dropout)
