@@ -9,7 +9,7 @@ scaled as upstream scales them (`torch.amp.GradScaler`, from 65,536). Processors
 emulated: whatever goes into a linear layer of the language model, comes out of it or passes from one decoder layer to the next is
 rounded to float16, and so are its gradients; sums are float32, as on a GPU's tensor cores. Every step writes down its loss, the
 gradient's norm in each decoder layer, the largest number that each layer hands on, and how many gradients are not finite. The Q-Former
-of `nano_qformer.yaml` must be there.
+of `nano_qformer.yaml` must be there, and the language model (`make parts`); `norms_study.yaml` puts them together.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from salticid.train.freezing import freeze_except, learning_parameters, paramete
 from salticid.train.recipe import PartsRecipe, StageRecipe, read_recipe
 
 RECIPES = Path("recipes/tinygpt_v")
+PARTS = Path(__file__).with_suffix(".yaml")
 NORMS = r"\.self_attn\.(q|k|output)_layernorm\.weight$"
 STARTS: dict[str, list[str]] = {
     "no norms": ["model.norms=null", "fit_norms=false"],
@@ -57,7 +58,7 @@ def main() -> None:
     for start, overrides in STARTS.items():
         folder = options.out / start.replace(" ", "_")
         if not (folder / "config.json").exists():
-            run_assemble(read_recipe(RECIPES / "nano_parts.yaml", PartsRecipe, [f"output={folder}", *overrides]))
+            run_assemble(read_recipe(PARTS, PartsRecipe, [f"output={folder}", *overrides]))
         for precision in PRECISIONS:
             kept = options.out / f"{folder.name}_{precision}.json"
             if not kept.exists():
