@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from salticid.checkpoints.load import load_config, load_processor, load_unpacked, model_type
+from salticid.checkpoints.load import holds, load_config, load_processor, load_unpacked
 from salticid.checkpoints.lora import LORA_FOLDER
 from salticid.checkpoints.qformer import fill_connector
 from salticid.checkpoints.tinygpt_v import NORM
@@ -127,7 +127,7 @@ def _read_language(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     source = Path(source)
     if not source.exists():
         raise CheckpointError(f"no language model at {source}; give a .gguf file or a folder with config.json and weights")
-    if source.is_dir() and (source / "config.json").is_file() and model_type(source) == VisionLanguageConfig.model_type:
+    if holds(source, VisionLanguageConfig.model_type):
         return _language_of(source)
     if source.suffix == ".gguf" and find_spec("gguf") is None:
         raise MissingExtraError(f"reading {source.name} needs gguf, not installed here; run: pip install 'salticid[convert]'")

@@ -31,6 +31,11 @@ def model_type(folder: Path) -> str:
         raise CheckpointError(f"cannot read {Path(folder) / 'config.json'}; copy the model there again") from error
 
 
+def holds(folder: Path, kind: str) -> bool:
+    """Whether a folder holds a model of this type; one without `config.json` holds none."""
+    return (Path(folder) / "config.json").is_file() and model_type(folder) == kind
+
+
 def load_config(folder: Path) -> VisionLanguageConfig:
     """Read `config.json` of a model folder.
 
@@ -73,7 +78,7 @@ def load_model(folder: Path, dtype: str | torch.dtype = torch.float32, **options
     return model
 
 
-def load_unpacked(folder: Path, dtype: Any = torch.float32) -> VisionLanguageModel:
+def load_unpacked(folder: Path, dtype: str | torch.dtype = torch.float32) -> VisionLanguageModel:
     """`load_model`, with small weights turned back into `dtype`, where `salticid.quant` was imported: integers cannot learn."""
     model: Any = load_model(folder, dtype)
     if getattr(model, "is_quantized", False):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salticid.checkpoints.efficientnet_lite import convert_efficientnet_lite
 from salticid.checkpoints.key_table import KeyTable, build
-from salticid.checkpoints.load import model_type
+from salticid.checkpoints.load import holds
 from salticid.checkpoints.qformer import tower_weights
 from salticid.checkpoints.tinygpt_v import interpolate_positions
 from salticid.checkpoints.tinygpt_v_files import join_vision_biases, read_checkpoint
@@ -68,10 +68,11 @@ FILES: dict[str, Callable[[Path, Any], dict[str, Tensor]]] = {"efficientnet_lite
 
 
 def _read_folder(source: Path, tower: Any) -> dict[str, Tensor]:
-    kind = model_type(source) if (source / "config.json").is_file() else None
-    if kind == QFormerPretrainingConfig.model_type:
+    if holds(source, QFormerPretrainingConfig.model_type):
         return tower_weights(source)
-    return _whole_model(source) if kind == VisionLanguageConfig.model_type else _transformers_folder(type(tower), source)
+    if holds(source, VisionLanguageConfig.model_type):
+        return _whole_model(source)
+    return _transformers_folder(type(tower), source)
 
 
 def _whole_model(source: Path) -> dict[str, Tensor]:
