@@ -19,9 +19,11 @@ from salticid.data.records import CaptionedPhoto
 from salticid.errors import DataError, ImageError
 from salticid.models import SalticidImageProcessor, VisionLanguageConfig
 from salticid.models.vision import VisionTower
-from salticid.train.captioned import CaptionPairs, captioned_photos
+from salticid.train.captioned import CaptionCollator, CaptionPairs, DrawnPairs, DrawnViews, captioned_photos
+from salticid.train.data import TrainingData
 from salticid.train.feature_cache import cached_features
 from salticid.train.qformer_recipe import CaptionDataRecipe
+from salticid.train.recipe import DataRecipe
 from salticid.train.tally import Tally
 
 SOURCE = {"kind": "flickr8k", "path": "flickr8k"}
@@ -110,6 +112,48 @@ def test_cached_features_are_what_the_tower_sees(tmp_path: Path, tower: VisionTo
     assert len(list((tmp_path / "out").glob("features-*.npy"))) == 2
 
 
+@torch.no_grad()
+def test_drawn_views_are_cached_with_what_is_true_of_them(data_folder: Path, tmp_path: Path, tower: VisionTower) -> None:
+    """Twelve windows of photos with boxes, shown for two epochs and a half."""
+    options = {"reader": "coco", "tasks": ["places"], "turns": 1, "window": 0.5}
+    source = {"kind": "photo_tasks", "path": "coco", "options": options}
+    data = TrainingData(DataRecipe.model_validate({"folder": data_folder, "sources": [source]}), 12, seed=3)
+    processor, views = SalticidImageProcessor.from_preset("efficientnet_lite", size=64), DrawnViews(data)
+    examples = [data.unopened(number) for number in range(12)]
+    paths: Any = [example.images[0] for example in examples]
+    given = (tower, processor, paths, views)
+    features = cached_features(tmp_path, *given, repr([example.view for example in examples]))
+    assert features.shape == (12, 4, 1280)
+    cached, opened = DrawnPairs(data, 30, features), DrawnPairs(data, 30)
+    for item in (0, 5, 17, 29):
+        read, seen = cached[item], opened[item]
+        assert (read["caption"], read["photo"]) == (seen["caption"], seen["photo"])
+        assert "{<" in read["caption"]
+        assert_close(
+            read["features"].float(), tower(processor([seen["image"]], return_tensors="pt")["pixel_values"])[0], rtol=1e-2, atol=1e-2
+        )
+    for epoch in (0, 1):
+        assert {cached[epoch * 12 + item]["photo"] for item in range(12)} == set(range(12))
+    assert cached_features(tmp_path, *given, "others").shape == features.shape
+    assert len(list(tmp_path.glob("features-*.npy"))) == 2  # other views of the same photos are another file
+
+
+def test_boxes_and_names_out_of_a_text(tiny_model_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from salticid.data.caption_text import add_text_branch_tokens, tokenize_captions
+
+    tokenizer = add_text_branch_tokens(AutoTokenizer.from_pretrained(tiny_model_folder))
+    texts = ["<p>dog</p> {<10><20><40><60>} <p>cup</p> {<50><50><70><70>}", "<p>cup</p> {<0><0><100><50>}", "a dog {<1><2><3><4>}"]
+    collate = CaptionCollator(tokenizer, None, 12, boxed=True)
+    batch = collate([{"photo": number, "caption": text, "features": torch.zeros(4, 8)} for number, text in enumerate(texts)])
+    assert_close(batch["boxes"][0], torch.tensor([[0.1, 0.2, 0.4, 0.6], [0.5, 0.5, 0.7, 0.7]]))
+    assert batch["names"].tolist() == [[1, 0], [0, -1], [-1, -1]]  # cup, dog; a box without a name tells nothing
+    assert torch.equal(batch["name_ids"], tokenize_captions(tokenizer, ["cup", "dog"], 12)[0])
+    nothing = collate([{"photo": 0, "caption": "a dog", "features": torch.zeros(4, 8)}])
+    assert nothing["names"].tolist() == [[-1]]
+
+
 def test_a_half_written_cache_is_none(tmp_path: Path, tower: VisionTower) -> None:
     known = [photo.path for photo in photos(tmp_path / "photos", 20)]
     known[18].write_bytes(b"no photo")
@@ -124,6 +168,8 @@ def test_a_half_written_cache_is_none(tmp_path: Path, tower: VisionTower) -> Non
         ({"cache": True, "flip": True}, "cached features are of one view per photo"),
         ({"cache": True, "crop": 0.9}, "cached features are of one view per photo"),
         ({"sources": [{**SOURCE, "weight": 2}]}, "leave the weights out"),
+        ({"drawn": 8}, 'set captions to "drawn", or leave it out'),
+        ({"captions": "drawn", "cache": True}, "say in data.drawn how many, or set cache to false"),
         ({"max_tokens": 2}, "greater than or equal to 3"),
     ],
 )

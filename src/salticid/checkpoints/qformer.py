@@ -21,7 +21,7 @@ from salticid.models import SalticidImageProcessor, VisionLanguageModel
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
 from salticid.models.qformer.pretraining import connector_weights, text_feed_forward
 
-CELLS = "cell_head."  # an objective that an earlier run need not have had, nor a later one
+CELLS = ("cell_head.", "box_head.")  # of objectives that an earlier run need not have had, nor a later one
 MEASURED = ("vision_tower.feature_mean", "vision_tower.feature_deviation")  # see `VisionTower.standardize`
 WORDS = ("embeddings.word_embeddings.weight", "word_head.bias")
 
@@ -110,8 +110,12 @@ def tower_weights(folder: Path) -> dict[str, Tensor]:
 def _from_earlier(folder: Path, model: QFormerPretrainingModel) -> tuple[dict[str, Tensor], Iterable[str]]:
     """All but the tower: of that, what was measured, and of heads, those that the new model has."""
     weights, own = load_qformer(folder)[0].state_dict(), model.state_dict()
-    left_out = ("vision_tower.", CELLS) if model.cell_head is None else ("vision_tower.",)
-    kept = {name: weight for name, weight in weights.items() if (name in own and name in MEASURED) or not name.startswith(left_out)}
+    optional = ("vision_tower.", *CELLS)
+    kept = {
+        name: weight
+        for name, weight in weights.items()
+        if not name.startswith(optional) or (name in own and name.startswith((*MEASURED, *CELLS)))
+    }
     return kept, [name for name in own if name.startswith(CELLS)]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from salticid.data.augment import Augmentation
+from salticid.data.boxes import Region, parse_boxes
 from salticid.data.caption_text import clean_caption, tokenize_captions
 from salticid.data.conversation import Example, Turn
 from salticid.data.mixture import shuffled
@@ -24,6 +25,7 @@ from salticid.train.qformer_recipe import CaptionDataRecipe
 from salticid.train.recipe import DataRecipe
 from salticid.train.tally import Tally
 
+NO_NAME = "nothing"
 UNREADABLE = 50  # photos in a row that give way to the next
 
 
@@ -124,32 +126,72 @@ def _said(caption: str) -> Example:
 class DrawnPairs(Dataset[dict[str, Any]]):
     """Pairs of a mixture whose examples are drawn anew: the view of a photo, and all answers of the example as one text.
 
-    Every item counts as a photo of its own, for its text need not be true of another view of the same.
+    Every example counts as a photo of its own, for its text need not be true of another view of the same.
+
+    Args:
+        data: the examples; when there are fewer of them than `length`, each epoch shows all in an order of its own.
+        features: (P, N, D), what the tower sees of each example's view, in place of the views.
     """
 
+    def __init__(self, data: TrainingData, length: int, features: np.ndarray | None = None):
+        self.data, self.length, self.features, self.tally = data, length, features, data.tally
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """`photo` (the example's number), `caption`, and `image` or `features` (N, D)."""
+        epoch, place = divmod(item, len(self.data))
+        number = place if len(self.data) == self.length else shuffled(place, len(self.data), random.Random(f"{epoch}").getrandbits(48))
+        if self.features is not None:
+            caption = _text(self.data.unopened(number))
+            return {"photo": number, "caption": caption, "features": torch.from_numpy(np.array(self.features[number]))}
+        example = self.data[number]
+        return {"photo": number, "caption": _text(example), "image": example.images[0]}
+
+
+def _text(example: Example) -> str:
+    return " ".join(turn.answer for turns in example.conversations for turn in turns)
+
+
+class DrawnViews:
+    """The views of examples alone, each opened when it is asked for, as `cached_features` reads them."""
+
     def __init__(self, data: TrainingData):
-        self.data, self.tally = data, data.tally
+        self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        """`photo` (the item's number), `caption` and `image`."""
-        example = self.data[item]
-        caption = " ".join(turn.answer for turns in example.conversations for turn in turns)
-        return {"photo": item, "caption": caption, "image": example.images[0]}
+    def __getitem__(self, number: int) -> Any:
+        return self.data.show(self.data.unopened(number), random.Random(number)).images[0]
 
 
 class CaptionCollator:
-    """Pairs to what `QFormerPretrainingModel` takes."""
+    """Pairs to what `QFormerPretrainingModel` takes; with `boxed`, what the boxes of each text say too."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, max_tokens: int):
-        self.tokenizer, self.image_processor, self.max_tokens = tokenizer, image_processor, max_tokens
+    def __init__(self, tokenizer: Any, image_processor: Any, max_tokens: int, boxed: bool = False):
+        self.tokenizer, self.image_processor, self.max_tokens, self.boxed = tokenizer, image_processor, max_tokens, boxed
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids_BT, mask_BT = tokenize_captions(self.tokenizer, [pair["caption"] for pair in pairs], self.max_tokens)
         batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "photo_ids": torch.tensor([pair["photo"] for pair in pairs])}
+        if self.boxed:
+            batch |= self._boxes([parse_boxes(pair["caption"]) for pair in pairs])
         if "features" in pairs[0]:
             return {**batch, "image_features": torch.stack([pair["features"] for pair in pairs]).float()}
         images = [pair["image"] for pair in pairs]
         return {**batch, "pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
+
+    def _boxes(self, regions_B: Sequence[Sequence[Region]]) -> dict[str, torch.Tensor]:
+        """`boxes` (B, K, 4), `names` (B, K), and `name_ids` and `name_mask` (U, T) of the batch's names. A box without one is left out."""
+        named_B = [[region for region in regions if region.label] for regions in regions_B]
+        labels = sorted({region.label for regions in named_B for region in regions}) or [NO_NAME]
+        most = max(1, *map(len, named_B))
+        boxes_BK4, names_BK = torch.zeros(len(named_B), most, 4), torch.full((len(named_B), most), -1)
+        for row, regions in enumerate(named_B):
+            for column, region in enumerate(regions):
+                boxes_BK4[row, column] = torch.tensor([region.left, region.top, region.right, region.bottom])
+                names_BK[row, column] = labels.index(region.label)
+        ids_UT, mask_UT = tokenize_captions(self.tokenizer, labels, self.max_tokens)
+        return {"boxes": boxes_BK4, "names": names_BK, "name_ids": ids_UT, "name_mask": mask_UT}

@@ -21,6 +21,7 @@ from salticid.train.recipe import DataRecipe, ScheduleRecipe
 from salticid.train.tally import Tally
 
 EMPTY_DRAWS = 50
+NOTHING_SAID = "gave neither captions nor questions; check the options of the data sets"
 
 
 def build_sources(recipe: DataRecipe) -> list[Source]:
@@ -79,19 +80,25 @@ class TrainingData(Dataset[Example]):
             if not example.conversations:
                 continue
             try:
-                return self._show(example, random.Random(f"{self.seed}:{index}"))
+                return self.show(example, random.Random(f"{self.seed}:{index}"))
             except ImageError as error:
                 problem = error
                 self.tally.pass_over(error)
             except DataError as error:
                 problem = error
                 self.tally.leave_out(len(example.conversations), whole=True)
-        reason = (
-            "gave neither captions nor questions; check the options of the data sets" if problem is None else f"are of no use: {problem}"
-        )
+        reason = NOTHING_SAID if problem is None else f"are of no use: {problem}"
         raise DataError(f"{EMPTY_DRAWS} photos in a row {reason}")
 
-    def _show(self, example: Example, rng: random.Random) -> Example:
+    def unopened(self, index: int) -> Example:
+        """The example of an item, or of the next that has conversations, without its photos; raises `DataError` where many have none."""
+        for successor in range(index, index + EMPTY_DRAWS):
+            example: Example = self.mixture[self.order[successor % len(self.order)]]
+            if example.conversations:
+                return example
+        raise DataError(f"{EMPTY_DRAWS} photos in a row {NOTHING_SAID}")
+
+    def show(self, example: Example, rng: random.Random) -> Example:
         if self.collate is not None:
             self.tally.leave_out(count_left_out(example, self.collate))
         photos = [read_photo(image) for image in example.images]

@@ -18,7 +18,7 @@ from salticid.engine.catalog import find_model, find_part
 from salticid.errors import CheckpointError, ConfigurationError
 from salticid.models import SalticidImageProcessor
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
-from salticid.train.captioned import CaptionCollator, CaptionPairs, DrawnPairs, captioned_photos
+from salticid.train.captioned import CaptionCollator, CaptionPairs, DrawnPairs, DrawnViews, captioned_photos
 from salticid.train.data import TrainingData
 from salticid.train.feature_cache import cached_features
 from salticid.train.freezing import learning_parameters
@@ -31,7 +31,7 @@ from salticid.train.trainer import ResumableTrainer, training_arguments
 
 MEASURED_PHOTOS = 256
 """Photos whose features tell the mean and the deviation of all."""
-LOSSES = ("contrastive_loss", "matching_loss", "generation_loss", "locality_loss")
+LOSSES = ("contrastive_loss", "matching_loss", "generation_loss", "locality_loss", "box_loss", "name_loss")
 
 
 def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool = False) -> Path:
@@ -54,7 +54,7 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
         recipe=recipe,
         model=model,
         train_dataset=data,
-        data_collator=CaptionCollator(tokenizer, image_processor, recipe.data.max_tokens),
+        data_collator=CaptionCollator(tokenizer, image_processor, recipe.data.max_tokens, model.config.boxed_queries),
         args=training_arguments(recipe, checkpoints, steps),
     )
     keep_recipe(checkpoints, recipe)
@@ -125,12 +125,12 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> CaptionPairs | DrawnPairs:
+    if recipe.data.cache and torch.accelerator.is_available():
+        model.vision_tower.to(torch.accelerator.current_accelerator())
     if recipe.data.captions == "drawn":
-        return DrawnPairs(_drawn(recipe, (recipe.schedule.steps or 1) * recipe.schedule.step_examples))
+        return _drawn_pairs(recipe, model, image_processor)
     photos, schedule, features = captioned_photos(recipe.data), recipe.schedule, None
     if recipe.data.cache:
-        if torch.accelerator.is_available():
-            model.vision_tower.to(torch.accelerator.current_accelerator())
         features = cached_features(recipe.output, model.vision_tower, image_processor, [photo.path for photo in photos])
     length = (
         round(len(photos) * schedule.epochs)
@@ -139,6 +139,18 @@ def _data(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor
     )
     augmentation = Augmentation(flip=recipe.data.flip, crop=recipe.data.crop, light=recipe.data.light)
     return CaptionPairs(photos, length, recipe.seed, augmentation, Tally(recipe.data.max_unreadable), features)
+
+
+def _drawn_pairs(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> DrawnPairs:
+    length = (recipe.schedule.steps or 1) * recipe.schedule.step_examples
+    data = _drawn(recipe, recipe.data.drawn or length)
+    features = None
+    if recipe.data.cache:
+        examples = [data.unopened(number) for number in range(len(data))]
+        views, drawn_as = DrawnViews(data), repr([example.view for example in examples])
+        photos: Any = [example.images[0] for example in examples]
+        features = cached_features(recipe.output, model.vision_tower, image_processor, photos, views, drawn_as)
+    return DrawnPairs(data, length, features)
 
 
 def _standardize(recipe: QFormerRecipe, model: QFormerPretrainingModel, image_processor: SalticidImageProcessor) -> None:

@@ -30,6 +30,9 @@ class CaptionDataRecipe(Strict):
     crop: float = Field(default=1.0, gt=0, le=1)
     light: float = Field(default=0.0, ge=0, lt=1, description="how far brightness, contrast and saturation change, as a share")
     cache: bool = False
+    drawn: PositiveInt | None = Field(
+        default=None, description="examples that are drawn once, and then shown in turn; default, a new one each time"
+    )
     max_unreadable: int = Field(default=100, ge=0, description="photos that may be unreadable before the run stops")
     workers: int = Field(default=0, ge=0, description="processes that read photos ahead")
 
@@ -37,10 +40,10 @@ class CaptionDataRecipe(Strict):
     def _shows_one_view(self) -> CaptionDataRecipe:
         if self.cache and (self.flip or self.crop < 1 or self.light):
             raise ValueError("cached features are of one view per photo: set flip to false, crop to 1 and light to 0, or cache to false")
-        if self.captions == "drawn" and self.cache:
-            raise ValueError(
-                "cached features are of one view per photo, and drawn captions come with views of their own: set cache to false"
-            )
+        if self.drawn is not None and self.captions != "drawn":
+            raise ValueError('drawn is how many examples are drawn: set captions to "drawn", or leave it out')
+        if self.captions == "drawn" and self.cache and self.drawn is None:
+            raise ValueError("cached features are of examples that are shown again: say in data.drawn how many, or set cache to false")
         if self.captions != "drawn" and any(source.weight != 1 for source in self.sources):
             raise ValueError("every photo is shown once per epoch, whatever its data set's weight; leave the weights out")
         return self
@@ -70,7 +73,9 @@ class QFormerRecipe(Strict):
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    only_local: bool = Field(default=False, description="queries learn their cells (model.local_queries) and nothing else yet")
+    only_local: bool = Field(
+        default=False, description="queries learn their cells (model.local_queries, boxed_queries) and nothing else yet"
+    )
     precision: Literal["fp32", "bf16"] = "bf16"
     max_grad_norm: float = Field(default=1.0, ge=0, description="longest gradient; 0 cuts none")
     seed: int = 0

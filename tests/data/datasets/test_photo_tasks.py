@@ -53,6 +53,12 @@ def test_detection_names_every_box_of_a_kind_without_crowds() -> None:
     }
 
 
+def test_places_name_every_box_behind_nothing() -> None:
+    (turn,) = written("places")
+    assert turn == Turn("", "<p>dog</p> {<10><20><40><60>} <p>cup</p> {<50><50><70><70>} <p>cup</p> {<80><50><100><70>}")
+    assert WRITERS["places"](BoxedPhoto(Path("photo.jpg"), (), ()), random.Random(0)) == []
+
+
 def test_captions_bare_and_asked_for() -> None:
     assert written("bare") == {Turn("", "A dog and two cups.")}
     assert all(turn.question.startswith("[caption] ") and turn.answer == "A dog and two cups." for turn in written("caption"))

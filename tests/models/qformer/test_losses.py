@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from salticid.models.qformer.losses import contrastive_loss, hard_negatives, locality_loss, same_photo
+from salticid.models.qformer.losses import (
+    box_loss,
+    cell_owners,
+    contrastive_loss,
+    hard_negatives,
+    intersection_over_union,
+    locality_loss,
+    same_photo,
+)
 
 
 def plain_contrastive(logits: list[list[float]], photos: list[int], smoothing: float) -> float:
@@ -84,3 +92,50 @@ def test_queries_that_tell_their_cells_lose_nothing() -> None:
     assert locality_loss(told, features) < 1e-10
     assert 0.8 < locality_loss(torch.zeros_like(told), features) < 1  # 7/8: variances are of eight photos
     assert locality_loss(told[:, [1, 0, 3, 2]], features) > 1
+
+
+def test_a_cell_answers_for_what_covers_it_or_has_its_middle_there() -> None:
+    """Four by four cells. The upper left quarter; a small thing in the cell of row 2, column 3; a box that is no box."""
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.8, 0.6, 0.9, 0.7], [0.0, 0.0, 1.0, 1.0]], [[0.3, 0.3, 0.45, 0.72], *[[0.0] * 4] * 2]])
+    present = torch.tensor([[True, True, False], [True, False, False]])
+    of_first, of_second = cell_owners(boxes, present, side=4)
+    assert of_first.view(4, 4).tolist() == [[0, 0, -1, -1], [0, 0, -1, -1], [-1, -1, -1, 1], [-1, -1, -1, -1]]
+    # 0.3 to 0.45 is three fifths of a column's width: of row 1 it covers 0.8 of the height, of row 2 0.88, which has its middle, too
+    assert of_second.view(4, 4).tolist() == [[-1] * 4, [-1, 0, -1, -1], [-1, 0, -1, -1], [-1] * 4]
+
+
+def test_of_two_boxes_the_one_that_covers_more_of_the_cell() -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 0.6, 1.0], [0.4, 0.0, 1.0, 1.0]]])
+    assert cell_owners(boxes, torch.ones(1, 2, dtype=torch.bool), side=2)[0].tolist() == [0, 1, 0, 1]
+
+
+def test_overlap_by_hand() -> None:
+    some = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 0.5], [0.6, 0.6, 0.4, 0.4]])
+    others = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0], [0.4, 0.4, 0.6, 0.6]])
+    assert_close(intersection_over_union(some, others), torch.tensor([0.5, 0.0, 0.0]))
+
+
+def test_the_right_box_on_the_right_cells_loses_nothing() -> None:
+    boxes = torch.tensor([[[0.1, 0.2, 0.4, 0.6]]])
+    owners = torch.tensor([[0, -1, 0, -1]])
+    told = torch.cat([torch.tensor([[20.0], [-20.0], [20.0], [-20.0]]), boxes[0].expand(4, 4).logit()], dim=1)[None]
+    assert box_loss(told, boxes, owners).item() == pytest.approx(0, abs=1e-5)
+    unsure = told.clone()
+    unsure[..., 0] = 0
+    assert box_loss(unsure, boxes, owners).item() == pytest.approx(math.log(2), abs=1e-5)
+    wrong = told.clone()
+    wrong[:, 0, 1:] = torch.tensor([0.1, 0.2, 0.4, 0.4]).logit()  # half as high: of two cells one is 0.2 off, and overlaps by a half
+    assert box_loss(wrong, boxes, owners).item() == pytest.approx(2 * 0.2 / 2 + 0.5 / 2, abs=1e-5)
+    elsewhere = told.clone()
+    elsewhere[:, 1, 1:] = 3.0  # where no thing lies, nobody asks for its box
+    assert box_loss(elsewhere, boxes, owners).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_photos_without_boxes_teach_nothing_about_boxes() -> None:
+    told = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    boxes, owners = torch.tensor([[[0.1, 0.2, 0.4, 0.6]]] * 2), torch.tensor([[0, -1, -1, -1], [-1] * 4])
+    box_loss(told, boxes, owners).backward()
+    assert told.grad is not None
+    assert told.grad[0].abs().sum() > 0
+    assert told.grad[1].abs().sum() == 0
+    assert box_loss(told[1:], boxes[1:], owners[1:]).item() == 0

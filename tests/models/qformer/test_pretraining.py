@@ -243,6 +243,39 @@ def test_a_saved_model_is_the_same_model(qformer: QFormerPretrainingModel, batch
     assert torch.equal(again.match(*arguments(batch)), qformer.match(*arguments(batch)))
 
 
+def test_each_query_learns_the_box_and_the_name_on_its_cell(qformer_config: Callable[..., QFormerPretrainingConfig], batch: Batch) -> None:
+    values = qformer_config(initializer_range=0.02).to_dict()  # from larger weights queries grow alike
+    torch.manual_seed(0)
+    config = QFormerPretrainingConfig(**{**values, "local_queries": True, "boxed_queries": True})
+    model = QFormerPretrainingModel(config).eval()  # no dropout
+    boxes = torch.tensor(
+        [[[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]], [[0.5, 0.0, 1.0, 0.5], [0.0] * 4], [[0.0, 0.5, 0.5, 1.0], [0.0] * 4]]
+    )
+    told = {
+        "boxes": boxes,
+        "names": torch.tensor([[0, 1], [1, -1], [2, -1]]),
+        "name_ids": batch["input_ids"],
+        "name_mask": batch["attention_mask"],
+    }
+    first = model(**batch, **told, only_local=True)
+    assert set(first) == {"loss", "locality_loss", "box_loss", "name_loss"}
+    assert_close(first.loss, first.locality_loss + first.box_loss + first.name_loss)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=5e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        model(**batch, **told, only_local=True).loss.backward()
+        optimizer.step()
+    last = model(**batch, **told, only_local=True)
+    assert last.box_loss < first.box_loss / 3
+    assert last.name_loss < first.name_loss / 5
+    assert set(model(**batch, **told)) >= {"contrastive_loss", "matching_loss", "generation_loss", "box_loss", "name_loss"}
+
+    with pytest.raises(InputError, match="there are no boxes; give boxes, names, name_ids and name_mask"):
+        model(**batch, only_local=True)
+    with pytest.raises(ConfigurationError, match="boxed_queries is set, but the queries have no cells: set local_queries to true"):
+        QFormerPretrainingConfig(**{**values, "boxed_queries": True})
+
+
 def test_what_does_not_fit_is_said(
     qformer: QFormerPretrainingModel, qformer_config: Callable[..., QFormerPretrainingConfig], batch: Batch
 ) -> None:

@@ -116,6 +116,12 @@ def detection(photo: Any, chance: random.Random) -> list[Turn]:
     return [Turn(instruction("detection", kind, chance), encode_boxes(kind, boxes))]
 
 
+def places(photo: Any, chance: random.Random) -> list[Turn]:
+    """Every box with its name, behind nothing: for a Q-Former whose queries learn boxes."""
+    written = [encode_boxes(box.category, [region(box)]) for box in _large(photo)]
+    return [Turn("", " ".join(written))] if written else []
+
+
 MOST = 6
 """Boxes that an answer names at most."""
 
@@ -126,6 +132,7 @@ WRITERS: dict[str, Callable[[Any, random.Random], list[Turn]]] = {
     "refer": refer,
     "identify": identify,
     "detection": detection,
+    "places": places,
 }
 
 

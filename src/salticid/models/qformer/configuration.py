@@ -24,6 +24,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
             text is generated.
         projection_size: width of the space in which photos and texts are compared.
         local_queries: each query also answers for one cell of the photo, see `locality_loss`; their number must be a square.
+        boxed_queries: and for the thing that lies there: where its box is, and what it is called, see `box_loss`.
 
     Raises:
         ConfigurationError: a part is unknown, or two parts do not fit; the message names both sizes.
@@ -45,6 +46,7 @@ class QFormerPretrainingConfig(PreTrainedConfig):
     start_token_id: int = 30522
     projection_size: int = 256
     local_queries: bool = False
+    boxed_queries: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         own = [field.name for field in fields(type(self)) if field.name in type(self).__annotations__]
@@ -58,6 +60,8 @@ class QFormerPretrainingConfig(PreTrainedConfig):
         queries = self.connector_config.queries
         if self.local_queries and math.isqrt(queries) ** 2 != queries:
             raise ConfigurationError(f"{queries} queries are no square of cells; with local_queries give 16, 25, 36, ...")
+        if self.boxed_queries and not self.local_queries:
+            raise ConfigurationError("boxed_queries is set, but the queries have no cells: set local_queries to true")
         for name in ("start_token_id", "pad_token_id"):
             if (value := getattr(self, name)) is not None and not 0 <= value < self.vocab_size:
                 raise ConfigurationError(f"{name} is {value} but the text branch has {self.vocab_size} tokens")

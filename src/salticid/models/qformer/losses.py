@@ -1,6 +1,7 @@
 """BLIP-2's contrastive loss and its hard negatives, as functions of one similarity matrix; and what keeps queries in their places.
 
-B batch; entry [i, j] of a (B, B) matrix is of photo i and text j. N patches, Q queries, D width of the tower.
+B batch; entry [i, j] of a (B, B) matrix is of photo i and text j. N patches, Q queries, D width of the tower,
+K boxes of a photo, S cells along one side of it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import math
 
 import torch
 from torch.nn import functional as F
+
+LEAST_SHARE = 0.4
+"""Of a cell, that a box must cover for the cell to answer for it, unless its centre lies there."""
 
 
 def same_photo(photo_ids_B: torch.Tensor) -> torch.Tensor:
@@ -51,3 +55,53 @@ def locality_loss(told_BQD: torch.Tensor, features_BND: torch.Tensor) -> torch.T
     cells_BQD = F.adaptive_avg_pool2d(grid_BDhw, side).flatten(2).transpose(1, 2)
     differences_BQD = cells_BQD - cells_BQD.mean(dim=0)
     return F.mse_loss(told_BQD.float(), differences_BQD) / cells_BQD.var(dim=0).mean().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def cell_owners(boxes_BK4: torch.Tensor, present_BK: torch.Tensor, side: int) -> torch.Tensor:
+    """Which box each of `side` x `side` cells of the photo answers for (B, side * side); -1 where none lies there.
+
+    The one that covers most of the cell, two fifths at least; and a box whose centre lies in the cell, however small it is.
+
+    Args:
+        boxes_BK4: left, top, right and bottom as fractions of the photo's sides; `present_BK` is false where a photo has fewer than K.
+    """
+    left_BK, top_BK, right_BK, bottom_BK = boxes_BK4.float().unbind(dim=-1)
+    covered_SBK, central_SBK = _along(top_BK, bottom_BK, side)
+    across_SBK, middle_SBK = _along(left_BK, right_BK, side)
+    claims_SSBK = covered_SBK[:, None] * across_SBK[None] + (central_SBK[:, None] & middle_SBK[None])
+    most_QB, owners_QB = claims_SSBK.flatten(0, 1).masked_fill(~present_BK, 0.0).max(dim=-1)
+    return owners_QB.masked_fill(most_QB < LEAST_SHARE, -1).t()
+
+
+def _along(low_BK: torch.Tensor, high_BK: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of `side` stretches of one axis (S, B, K): the share that a box covers, and whether the box's centre lies there."""
+    stretches_S11 = torch.arange(side, device=low_BK.device)[:, None, None]
+    ends_SBK = torch.minimum(high_BK * side, stretches_S11 + 1) - torch.maximum(low_BK * side, stretches_S11)
+    centres_BK = ((low_BK + high_BK) / 2 * side).long().clamp(0, side - 1)
+    return ends_SBK.clamp(min=0), centres_BK == stretches_S11
+
+
+def box_loss(told_BQ5: torch.Tensor, boxes_BK4: torch.Tensor, owners_BQ: torch.Tensor) -> torch.Tensor:
+    """Whether a thing lies on each query's cell (the first of five numbers), and where its box is (the others, before a sigmoid).
+
+    Cross-entropy, and of cells on which a thing lies the distance of the four edges and one minus the intersection over union; weights as
+    in DETR (arXiv 2005.12872), by their ratio. Photos without any box take no part: nobody said what stands on them.
+    """
+    boxed_B = (owners_BQ >= 0).any(dim=1)
+    if not boxed_B.any():
+        return told_BQ5.float().sum() * 0
+    told_BQ5, boxes_BK4, owners_BQ = told_BQ5.float()[boxed_B], boxes_BK4.float()[boxed_B], owners_BQ[boxed_B]
+    taken_BQ = owners_BQ >= 0
+    presence = F.binary_cross_entropy_with_logits(told_BQ5[..., 0], taken_BQ.float())
+    truth_N4 = boxes_BK4.gather(1, owners_BQ.clamp(min=0)[..., None].expand(-1, -1, 4))[taken_BQ]
+    guess_N4 = told_BQ5[..., 1:].sigmoid()[taken_BQ]
+    distance = (guess_N4 - truth_N4).abs().sum(dim=-1).mean()
+    return presence + 2 * distance + (1 - intersection_over_union(guess_N4, truth_N4)).mean()
+
+
+def intersection_over_union(some_N4: torch.Tensor, others_N4: torch.Tensor) -> torch.Tensor:
+    """(N,), row by row; nothing for a box whose corners are in the wrong order."""
+    least_N2, most_N2 = torch.maximum(some_N4[:, :2], others_N4[:, :2]), torch.minimum(some_N4[:, 2:], others_N4[:, 2:])
+    common_N = (most_N2 - least_N2).clamp(min=0).prod(dim=1)
+    areas_N = sum((boxes_N4[:, 2:] - boxes_N4[:, :2]).clamp(min=0).prod(dim=1) for boxes_N4 in (some_N4, others_N4))
+    return common_N / (areas_N - common_N).clamp(min=torch.finfo(torch.float32).eps)

@@ -9,13 +9,16 @@ Three objectives on one Q-Former (arXiv 2301.12597, section 3.2), which differ i
 Under the last mask the queries see no text, so that one pass gives the queries of ITC and the text of ITG.
 
 With `local_queries` there is a fourth, which needs no text: each query tells what the tower sees in one cell of the photo, so that where
-things are stays readable from what the queries say.
+things are stays readable from what the queries say. With `boxed_queries` it tells of the thing that lies there, too, where its box is and
+what it is called.
 
-B batch, N patches, D width, Q queries, T text tokens, S queries and text together, P projection, V vocabulary, I photos.
+B batch, N patches, D width, Q queries, T text tokens, S queries and text together, P projection, V vocabulary, I photos,
+K boxes of a photo, U names.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +34,7 @@ from transformers.utils.generic import ModelOutput
 
 from salticid.errors import InputError
 from salticid.models.qformer.configuration import QFormerPretrainingConfig
-from salticid.models.qformer.losses import contrastive_loss, hard_negatives, locality_loss, same_photo
+from salticid.models.qformer.losses import box_loss, cell_owners, contrastive_loss, hard_negatives, locality_loss, same_photo
 from salticid.models.vision import VisionTower
 
 IGNORE_INDEX = -100
@@ -42,13 +45,15 @@ START_TEMPERATURE = 0.07
 
 @dataclass
 class QFormerPretrainingOutput(ModelOutput):
-    """`loss` is the sum of the other three or four; `similarity` (B, B) is of each photo (row) with each text, -1 to 1."""
+    """`loss` is the sum of the other losses; `similarity` (B, B) is of each photo (row) with each text, -1 to 1."""
 
     loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     matching_loss: torch.Tensor | None = None
     generation_loss: torch.Tensor | None = None
     locality_loss: torch.Tensor | None = None
+    box_loss: torch.Tensor | None = None
+    name_loss: torch.Tensor | None = None
     similarity: torch.Tensor | None = None
 
 
@@ -94,6 +99,7 @@ class QFormerPretrainingModel(PreTrainedModel):
         self.match_head = nn.Linear(width, 2)
         self.word_head = WordHead(qformer)
         self.cell_head = nn.Linear(width, qformer.encoder_hidden_size) if config.local_queries else None
+        self.box_head = nn.Linear(width, 5) if config.boxed_queries else None
         self.temperature = nn.Parameter(torch.tensor(START_TEMPERATURE))
         self.post_init()
 
@@ -104,6 +110,10 @@ class QFormerPretrainingModel(PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         photo_ids: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        names: torch.Tensor | None = None,
+        name_ids: torch.Tensor | None = None,
+        name_mask: torch.Tensor | None = None,
         label_smoothing: float = 0.1,
         only_local: bool = False,
     ) -> QFormerPretrainingOutput:
@@ -113,10 +123,13 @@ class QFormerPretrainingModel(PreTrainedModel):
             input_ids, attention_mask: (B, T), [CLS] first and padding last.
             pixel_values: (B, 3, H, W); or image_features: (B, N, D) of `get_image_features`, once computed.
             photo_ids: (B,), equal for texts about the same photo; default, all photos differ.
-            only_local: compute no loss but that of `local_queries`, for which texts are not read.
+            boxes: (B, K, 4), edges of what stands on each photo as fractions of its sides, for `boxed_queries`; names: (B, K), which of the
+                names it has, -1 where a photo has fewer than K boxes; name_ids, name_mask: (U, T), those names as texts.
+            only_local: compute no losses but those of the cells (`local_queries`, `boxed_queries`), for which texts are not read.
 
         Raises:
-            InputError: neither photos nor features, photos and texts differ in number, or `only_local` without local queries.
+            InputError: neither photos nor features, photos and texts differ in number, `only_local` without local queries, or
+                `boxed_queries` without boxes.
         """
         if image_features is None:
             if pixel_values is None:
@@ -127,8 +140,7 @@ class QFormerPretrainingModel(PreTrainedModel):
         if only_local:
             if self.cell_head is None:
                 raise InputError("this model has no local queries; set model.local_queries to true")
-            locality = locality_loss(self.cell_head(self.read(image_features)), image_features)
-            return QFormerPretrainingOutput(loss=locality, locality_loss=locality)
+            return _summed(self._cell_losses(self.read(image_features), image_features, boxes, names, name_ids, name_mask))
         with torch.no_grad():
             self.temperature.clamp_(*TEMPERATURES)
         photo_ids = torch.arange(len(input_ids), device=input_ids.device) if photo_ids is None else photo_ids
@@ -140,10 +152,9 @@ class QFormerPretrainingModel(PreTrainedModel):
         contrastive = contrastive_loss(logits_BB, same_BB, label_smoothing)
         matching = self._matching_loss(image_features, input_ids, attention_mask, logits_BB, same_BB)
         generation = self._generation_loss(words_BTD, input_ids, attention_mask, label_smoothing)
-        loss = contrastive + matching + generation
-        local = None if self.cell_head is None else locality_loss(self.cell_head(queries_BQD), image_features)
-        loss = loss if local is None else loss + local
-        return QFormerPretrainingOutput(loss, contrastive, matching, generation, local, similarity_BB)
+        losses = {"contrastive_loss": contrastive, "matching_loss": matching, "generation_loss": generation}
+        losses |= self._cell_losses(queries_BQD, image_features, boxes, names, name_ids, name_mask)
+        return _summed(losses, similarity_BB)
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -198,6 +209,31 @@ class QFormerPretrainingModel(PreTrainedModel):
 
     # ---- losses
 
+    def _cell_losses(
+        self,
+        queries_BQD: torch.Tensor,
+        features_BND: torch.Tensor,
+        boxes_BK4: torch.Tensor | None,
+        names_BK: torch.Tensor | None,
+        name_ids_UT: torch.Tensor | None,
+        name_mask_UT: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """What each query tells of its cell: its features; and of the thing there its box, and its name among the batch's."""
+        if self.cell_head is None:
+            return {}
+        losses = {"locality_loss": locality_loss(self.cell_head(queries_BQD), features_BND)}
+        if self.box_head is None:
+            return losses
+        if boxes_BK4 is None or names_BK is None or name_ids_UT is None or name_mask_UT is None:
+            raise InputError("boxed_queries is set, but there are no boxes; give boxes, names, name_ids and name_mask")
+        owners_BQ = cell_owners(boxes_BK4, names_BK >= 0, math.isqrt(queries_BQD.shape[1]))
+        taken_BQ = owners_BQ >= 0
+        names_N = names_BK.gather(1, owners_BQ.clamp(min=0))[taken_BQ]
+        names_UP = self.embed_texts(name_ids_UT, name_mask_UT).float()
+        logits_NU = self.project_queries(queries_BQD[taken_BQ]).float() @ names_UP.t() / START_TEMPERATURE
+        named = F.cross_entropy(logits_NU, names_N) if len(names_N) else logits_NU.sum()
+        return {**losses, "box_loss": box_loss(self.box_head(queries_BQD), boxes_BK4, owners_BQ), "name_loss": named}
+
     def _matching_loss(
         self, features_BND: torch.Tensor, ids_BT: torch.Tensor, mask_BT: torch.Tensor, logits_BB: torch.Tensor, same_BB: torch.Tensor
     ) -> torch.Tensor:
@@ -233,6 +269,10 @@ class QFormerPretrainingModel(PreTrainedModel):
             init.constant_(self.temperature, START_TEMPERATURE)
         if isinstance(module, Blip2TextEmbeddings):  # counted, not saved: after loading it holds whatever memory held
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1])[None])
+
+
+def _summed(losses: dict[str, torch.Tensor], similarity_BB: torch.Tensor | None = None) -> QFormerPretrainingOutput:
+    return QFormerPretrainingOutput(loss=torch.stack([loss.float() for loss in losses.values()]).sum(), **losses, similarity=similarity_BB)
 
 
 def multimodal_causal_mask(mask_BT: torch.Tensor, queries: int) -> torch.Tensor:
