@@ -15,6 +15,7 @@ from salticid.models.qformer.losses import (
     hard_negatives,
     intersection_over_union,
     locality_loss,
+    read_boxes,
     same_photo,
 )
 
@@ -115,27 +116,47 @@ def test_overlap_by_hand() -> None:
     assert_close(intersection_over_union(some, others), torch.tensor([0.5, 0.0, 0.0]))
 
 
+def told(boxes_Q4: torch.Tensor, presence_Q: list[float]) -> torch.Tensor:
+    """What queries say that are sure of these boxes, whose edges lie on or amid marks: (1, Q, 45)."""
+    marks = torch.linspace(0, 1, 11)
+    logits = torch.where((boxes_Q4[..., None] - marks).abs() < 0.06, 0.0, -30.0)
+    return torch.cat([torch.tensor(presence_Q)[:, None], logits.flatten(1)], dim=1)[None]
+
+
+def test_boxes_are_read_as_means_over_marks() -> None:
+    edges = torch.tensor([[0.1, 0.25, 0.4, 1.0], [0.0, 0.0, 0.05, 0.9]])
+    presence, boxes = read_boxes(told(edges, [3.0, -2.0]))
+    assert presence.tolist() == [[3.0, -2.0]]
+    assert_close(boxes[0], edges, rtol=0, atol=1e-5)
+
+
 def test_the_right_box_on_the_right_cells_loses_nothing() -> None:
     boxes = torch.tensor([[[0.1, 0.2, 0.4, 0.6]]])
-    owners = torch.tensor([[0, -1, 0, -1]])
-    told = torch.cat([torch.tensor([[20.0], [-20.0], [20.0], [-20.0]]), boxes[0].expand(4, 4).logit()], dim=1)[None]
-    assert box_loss(told, boxes, owners).item() == pytest.approx(0, abs=1e-5)
-    unsure = told.clone()
-    unsure[..., 0] = 0
-    assert box_loss(unsure, boxes, owners).item() == pytest.approx(math.log(2), abs=1e-5)
-    wrong = told.clone()
-    wrong[:, 0, 1:] = torch.tensor([0.1, 0.2, 0.4, 0.4]).logit()  # half as high: of two cells one is 0.2 off, and overlaps by a half
-    assert box_loss(wrong, boxes, owners).item() == pytest.approx(2 * 0.2 / 2 + 0.5 / 2, abs=1e-5)
-    elsewhere = told.clone()
-    elsewhere[:, 1, 1:] = 3.0  # where no thing lies, nobody asks for its box
-    assert box_loss(elsewhere, boxes, owners).item() == pytest.approx(0, abs=1e-5)
+    owners, sure = torch.tensor([[0, -1, 0, -1]]), [20.0, -20.0, 20.0, -20.0]
+    right = boxes[0].expand(4, 4).clone()
+    assert box_loss(told(right, sure), boxes, owners).item() == pytest.approx(0, abs=1e-4)
+    assert box_loss(told(right, [0.0] * 4), boxes, owners).item() == pytest.approx(math.log(2), abs=1e-4)
+    lower, elsewhere = right.clone(), right.clone()
+    lower[0] = torch.tensor(
+        [0.1, 0.2, 0.4, 0.4]
+    )  # half as high: of eight edges one has the wrong mark, and one of two boxes overlaps by half
+    assert box_loss(told(lower, sure), boxes, owners).item() == pytest.approx(30 / 8 + 0.5 / 2, abs=1e-3)
+    elsewhere[1] = 0.8  # where no thing lies, nobody asks for its box
+    assert box_loss(told(elsewhere, sure), boxes, owners).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_an_edge_between_two_marks_is_shared_by_them() -> None:
+    boxes, owners = torch.tensor([[[0.1, 0.2, 0.4, 0.65]]]), torch.tensor([[0]])
+    lost = box_loss(told(boxes[0], [20.0]), boxes, owners)
+    assert lost.item() == pytest.approx(math.log(2) / 4, abs=1e-4)
+    assert box_loss(told(torch.tensor([[0.1, 0.2, 0.4, 0.6]]), [20.0]), boxes, owners) > lost + 1
 
 
 def test_photos_without_boxes_teach_nothing_about_boxes() -> None:
-    told = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    said = torch.randn(2, 4, 45, generator=torch.Generator().manual_seed(0)).requires_grad_()
     boxes, owners = torch.tensor([[[0.1, 0.2, 0.4, 0.6]]] * 2), torch.tensor([[0, -1, -1, -1], [-1] * 4])
-    box_loss(told, boxes, owners).backward()
-    assert told.grad is not None
-    assert told.grad[0].abs().sum() > 0
-    assert told.grad[1].abs().sum() == 0
-    assert box_loss(told[1:], boxes[1:], owners[1:]).item() == 0
+    box_loss(said, boxes, owners).backward()
+    assert said.grad is not None
+    assert said.grad[0].abs().sum() > 0
+    assert said.grad[1].abs().sum() == 0
+    assert box_loss(said[1:], boxes[1:], owners[1:]).item() == 0

@@ -11,6 +11,9 @@ import math
 import torch
 from torch.nn import functional as F
 
+MARKS = 11
+"""Along a side of the photo, between which an edge of a box lies."""
+BOX_NUMBERS = 1 + 4 * MARKS
 LEAST_SHARE = 0.4
 """Of a cell, that a box must cover for the cell to answer for it, unless its centre lies there."""
 
@@ -81,22 +84,34 @@ def _along(low_BK: torch.Tensor, high_BK: torch.Tensor, side: int) -> tuple[torc
     return ends_SBK.clamp(min=0), centres_BK == stretches_S11
 
 
-def box_loss(told_BQ5: torch.Tensor, boxes_BK4: torch.Tensor, owners_BQ: torch.Tensor) -> torch.Tensor:
-    """Whether a thing lies on each query's cell (the first of five numbers), and where its box is (the others, before a sigmoid).
+def box_loss(told_BQE: torch.Tensor, boxes_BK4: torch.Tensor, owners_BQ: torch.Tensor) -> torch.Tensor:
+    """Whether a thing lies on each query's cell, and where its box is; `told_BQE` are the `BOX_NUMBERS` that `read_boxes` reads.
 
-    Cross-entropy, and of cells on which a thing lies the distance of the four edges and one minus the intersection over union; weights as
-    in DETR (arXiv 2005.12872), by their ratio. Photos without any box take no part: nobody said what stands on them.
+    Cross-entropy, of presence and of each edge's mark, with an edge between two marks shared by them (arXiv 2006.04388); and one minus
+    the intersection over union. Photos without any box take no part: nobody said what stands on them.
     """
     boxed_B = (owners_BQ >= 0).any(dim=1)
     if not boxed_B.any():
-        return told_BQ5.float().sum() * 0
-    told_BQ5, boxes_BK4, owners_BQ = told_BQ5.float()[boxed_B], boxes_BK4.float()[boxed_B], owners_BQ[boxed_B]
+        return told_BQE.float().sum() * 0
+    told_BQE, boxes_BK4, owners_BQ = told_BQE.float()[boxed_B], boxes_BK4.float()[boxed_B], owners_BQ[boxed_B]
     taken_BQ = owners_BQ >= 0
-    presence = F.binary_cross_entropy_with_logits(told_BQ5[..., 0], taken_BQ.float())
+    presence_BQ, guess_BQ4 = read_boxes(told_BQE)
+    presence = F.binary_cross_entropy_with_logits(presence_BQ, taken_BQ.float())
     truth_N4 = boxes_BK4.gather(1, owners_BQ.clamp(min=0)[..., None].expand(-1, -1, 4))[taken_BQ]
-    guess_N4 = told_BQ5[..., 1:].sigmoid()[taken_BQ]
-    distance = (guess_N4 - truth_N4).abs().sum(dim=-1).mean()
-    return presence + 2 * distance + (1 - intersection_over_union(guess_N4, truth_N4)).mean()
+    overlap = intersection_over_union(guess_BQ4[taken_BQ], truth_N4).mean()
+    marks_N4M = (1 - (truth_N4[..., None] * (MARKS - 1) - torch.arange(MARKS, device=truth_N4.device)).abs()).clamp(min=0)
+    edges = F.cross_entropy(told_BQE[..., 1:][taken_BQ].view(-1, MARKS), marks_N4M.view(-1, MARKS))
+    return presence + edges + 1 - overlap
+
+
+def read_boxes(told_BQE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, Q) of a thing's presence, and its box's edges (B, Q, 4): the first number, and the means of four distributions over marks.
+
+    Marks lie a tenth of the photo's side apart, the first and the last on its edges. A number that is told as a distribution is read by
+    linear layers more easily than one that is told by its size: the first digit of an edge is the likeliest mark.
+    """
+    shares_BQ4M = told_BQE[..., 1:].float().unflatten(-1, (4, MARKS)).softmax(dim=-1)
+    return told_BQE[..., 0].float(), shares_BQ4M @ torch.linspace(0, 1, MARKS, device=told_BQE.device)
 
 
 def intersection_over_union(some_N4: torch.Tensor, others_N4: torch.Tensor) -> torch.Tensor:

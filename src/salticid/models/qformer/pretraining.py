@@ -34,7 +34,7 @@ from transformers.utils.generic import ModelOutput
 
 from salticid.errors import InputError
 from salticid.models.qformer.configuration import QFormerPretrainingConfig
-from salticid.models.qformer.losses import box_loss, cell_owners, contrastive_loss, hard_negatives, locality_loss, same_photo
+from salticid.models.qformer.losses import BOX_NUMBERS, box_loss, cell_owners, contrastive_loss, hard_negatives, locality_loss, same_photo
 from salticid.models.vision import VisionTower
 
 IGNORE_INDEX = -100
@@ -99,7 +99,7 @@ class QFormerPretrainingModel(PreTrainedModel):
         self.match_head = nn.Linear(width, 2)
         self.word_head = WordHead(qformer)
         self.cell_head = nn.Linear(width, qformer.encoder_hidden_size) if config.local_queries else None
-        self.box_head = nn.Linear(width, 5) if config.boxed_queries else None
+        self.box_head = nn.Linear(width, BOX_NUMBERS) if config.boxed_queries else None
         self.temperature = nn.Parameter(torch.tensor(START_TEMPERATURE))
         self.post_init()
 
