@@ -6,25 +6,34 @@
 Scenes are of known truth, on Flickr8k's `dev` photos; the cut-outs are those of training; photos, places and sizes are new. Each scene is
 asked for one of its cut-outs, and for the same cut-out on the bare photo, where it is not. With `--objects`, held-out COCO photos are asked
 for their only object of a kind, and another photo for the same. A model that does not look gives the same box both times.
+
+    python benchmarks/locate.py runs/tinygpt_v/nano_qformer_boxes --data path/to/data
+
+A Q-Former with boxed queries is asked without a language model, for one of all names that are asked for.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from PIL import Image, ImageDraw
 
 import salticid
+from salticid.checkpoints.load import holds
+from salticid.checkpoints.qformer import load_qformer
 from salticid.data.boxes import GRID, Region, encode_box, parse_boxes
+from salticid.data.caption_text import tokenize_captions
 from salticid.data.datasets.coco import CocoObjects
 from salticid.data.datasets.flickr8k import Flickr8k
 from salticid.data.datasets.photo_tasks import lone_objects, region
 from salticid.data.records import Box
 from salticid.data.scenes import compose, read_cutouts
 from salticid.data.tasks import instruction
+from salticid.models.qformer import QFormerPretrainingConfig
 from salticid.scorers.boxes import box_accuracy, box_iou
 
 Scenes = list[tuple[Image.Image, Image.Image, Box]]
@@ -45,10 +54,11 @@ def main() -> None:
         scenes, own, other = draw_objects(options.data), "the photo", "another photo"
     else:
         scenes, own, other = draw_scenes(options.data, options.cutouts, options.most, options.count), "the scene", "the bare photo"
-    vlm = salticid.load(options.model)
+    ask = ask_qformer if holds(Path(options.model), QFormerPretrainingConfig.model_type) else ask_model
+    asked = [box.category for _, _, box in scenes]
     answers = {
-        own: vlm.ask_many([(scene, question(box)) for scene, _, box in scenes], max_new_tokens=40),
-        other: vlm.ask_many([(photo, question(box)) for _, photo, box in scenes], max_new_tokens=40),
+        own: ask(options.model, [scene for scene, _, _ in scenes], asked),
+        other: ask(options.model, [photo for _, photo, _ in scenes], asked),
         "always the whole photo": [WHOLE] * len(scenes),
         "always the middle half": [encode_box(Region(0.25, 0.25, 0.75, 0.75))] * len(scenes),
     }
@@ -79,8 +89,21 @@ def draw_objects(data: Path) -> Scenes:
     return [(photos[number], photos[number - len(found) // 2], box) for number, (_, box) in enumerate(found)]
 
 
-def question(box: Box) -> str:
-    return instruction("refer", box.category)
+def ask_model(model: str, photos: Sequence[Image.Image], names: Sequence[str]) -> list[str]:
+    questions = [instruction("refer", name) for name in names]
+    return salticid.load(model).ask_many(list(zip(photos, questions, strict=True)), max_new_tokens=40)
+
+
+def ask_qformer(folder: str, photos: Sequence[Image.Image], names: Sequence[str]) -> list[str]:
+    model, image_processor, tokenizer = load_qformer(Path(folder))
+    known = sorted(set(names))
+    ids_UT, mask_UT = tokenize_captions(tokenizer, known, model.config.qformer.max_position_embeddings)
+    written = []
+    for photo, name in zip(photos, names, strict=True):
+        features = model.eval().get_image_features(image_processor([photo], return_tensors="pt")["pixel_values"])
+        box = model.locate(features, ids_UT, mask_UT)[0, known.index(name)]
+        written.append(encode_box(Region(*box.clamp(0, 1).tolist())))
+    return written
 
 
 def score(answers: list[str], scenes: Scenes) -> tuple[float, float, float]:

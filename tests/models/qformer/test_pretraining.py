@@ -268,8 +268,14 @@ def test_each_query_learns_the_box_and_the_name_on_its_cell(qformer_config: Call
     last = model(**batch, **told, only_local=True)
     assert last.box_loss < first.box_loss / 3
     assert last.name_loss < first.name_loss / 5
+    found = model.locate(batch["image_features"], batch["input_ids"], batch["attention_mask"])
+    assert found.shape == (3, 3, 4)
+    for photo, name, box in ((0, 0, boxes[0, 0]), (0, 1, boxes[0, 1]), (1, 1, boxes[1, 0]), (2, 2, boxes[2, 0])):
+        assert_close(found[photo, name], box, rtol=0, atol=0.1)
     assert set(model(**batch, **told)) >= {"contrastive_loss", "matching_loss", "generation_loss", "box_loss", "name_loss"}
 
+    with pytest.raises(InputError, match="queries know no boxes"):
+        QFormerPretrainingModel(QFormerPretrainingConfig(**values)).locate(*arguments(batch))
     with pytest.raises(InputError, match="there are no boxes; give boxes, names, name_ids and name_mask"):
         model(**batch, only_local=True)
     with pytest.raises(ConfigurationError, match="boxed_queries is set, but the queries have no cells: set local_queries to true"):

@@ -34,7 +34,16 @@ from transformers.utils.generic import ModelOutput
 
 from salticid.errors import InputError
 from salticid.models.qformer.configuration import QFormerPretrainingConfig
-from salticid.models.qformer.losses import BOX_NUMBERS, box_loss, cell_owners, contrastive_loss, hard_negatives, locality_loss, same_photo
+from salticid.models.qformer.losses import (
+    BOX_NUMBERS,
+    box_loss,
+    cell_owners,
+    contrastive_loss,
+    hard_negatives,
+    locality_loss,
+    read_boxes,
+    same_photo,
+)
 from salticid.models.vision import VisionTower
 
 IGNORE_INDEX = -100
@@ -206,6 +215,26 @@ class QFormerPretrainingModel(PreTrainedModel):
     def similarity(photos_IQP: torch.Tensor, texts_BP: torch.Tensor) -> torch.Tensor:
         """Cosine (I, B) of each text with the query that is nearest to it."""
         return (photos_IQP.float() @ texts_BP.float().t()).amax(dim=1)
+
+    # ---- locating
+
+    @torch.no_grad()
+    def locate(self, features_IND: torch.Tensor, name_ids_UT: torch.Tensor, name_mask_UT: torch.Tensor) -> torch.Tensor:
+        """Where things of these names are (I, U, 4): left, top, right and bottom as fractions of the photo's sides.
+
+        Of each name the box that the query tells which most likely has a thing on its cell, and one of that name among the names given.
+
+        Raises:
+            InputError: this model has no boxed queries.
+        """
+        if self.box_head is None:
+            raise InputError("this model's queries know no boxes; set model.boxed_queries to true when training it")
+        queries_IQD = self.read(features_IND)
+        presence_IQ, boxes_IQ4 = read_boxes(self.box_head(queries_IQD))
+        names_UP = self.embed_texts(name_ids_UT, name_mask_UT)
+        named_IQU = (self.project_queries(queries_IQD).float() @ names_UP.float().t() / START_TEMPERATURE).log_softmax(dim=-1)
+        best_IU = (F.logsigmoid(presence_IQ)[..., None] + named_IQU).argmax(dim=1)
+        return boxes_IQ4.gather(1, best_IU[..., None].expand(-1, -1, 4))
 
     # ---- losses
 
