@@ -61,6 +61,12 @@ def _path(example: Example) -> Path:
     return Path(example.images[0])
 
 
+def in_turn(item: int, count: int, seed: int) -> int:
+    """Which of `count` things is shown: each once per epoch, in an order that the epoch and the seed decide."""
+    epoch, place = divmod(item, count)
+    return shuffled(place, count, random.Random(f"{seed}/order/{epoch}").getrandbits(48))
+
+
 class PhotosInTurn(Dataset[dict[str, Any]], ABC):
     """`length` views of photos; item `i` depends on the seed and `i` alone. An epoch shows each photo once, in an order of its own.
 
@@ -76,8 +82,7 @@ class PhotosInTurn(Dataset[dict[str, Any]], ABC):
     def __getitem__(self, item: int) -> dict[str, Any]:
         problem: Exception | None = None
         for successor in range(item, item + UNREADABLE):
-            epoch, place = divmod(successor, len(self.photos))
-            number = shuffled(place, len(self.photos), random.Random(f"{self.seed}/order/{epoch}").getrandbits(48))
+            number = in_turn(successor, len(self.photos), self.seed)
             try:
                 return self.show(number, random.Random(f"{self.seed}/caption/{item}"))
             except ImageError as error:
@@ -129,7 +134,7 @@ class DrawnPairs(Dataset[dict[str, Any]]):
     Every example counts as a photo of its own, for its text need not be true of another view of the same.
 
     Args:
-        data: the examples; when there are fewer of them than `length`, each epoch shows all in an order of its own.
+        data: the examples; each epoch shows all of them, in an order of its own.
         features: (P, N, D), what the tower sees of each example's view, in place of the views.
     """
 
@@ -141,8 +146,7 @@ class DrawnPairs(Dataset[dict[str, Any]]):
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """`photo` (the example's number), `caption`, and `image` or `features` (N, D)."""
-        epoch, place = divmod(item, len(self.data))
-        number = place if len(self.data) == self.length else shuffled(place, len(self.data), random.Random(f"{epoch}").getrandbits(48))
+        number = in_turn(item, len(self.data), self.data.seed)
         if self.features is not None:
             caption = _text(self.data.unopened(number))
             return {"photo": number, "caption": caption, "features": torch.from_numpy(np.array(self.features[number]))}
