@@ -295,6 +295,9 @@ def test_queries_learn_boxes_of_windows_that_are_drawn_once(recipe: Build, data_
     assert not torch.equal(before["query_tokens"], after["query_tokens"])
     assert torch.equal(before["vision_tower.feature_mean"], after["vision_tower.feature_mean"])
     assert after["box_head.weight"].shape == (45, 32)
+    names = load_qformer(boxes.output)[0].config.names
+    assert names
+    assert set(names) <= {box.category for photo in CocoObjects(data_folder / "coco", split="train").photos for box in photo.objects}
     last = recipe(output=tmp_path / "last", start=boxes.output, model={**LOCAL, "local_queries": False}, connector=square)
     run_qformer(last)
     assert "box_head.weight" not in weights(last.output)

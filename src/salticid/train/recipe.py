@@ -221,6 +221,7 @@ class PartsRecipe(Strict):
     model: dict[str, Any] = {}
     connector_weights: Path | None = None
     fit_norms: bool = False
+    translate_names: bool = False
     language_layers: list[int] | None = None
     first_merges: PositiveInt | None = None
     vocabulary_data: DataRecipe | None = Field(default=None, description="data sets whose words keep their tokens")

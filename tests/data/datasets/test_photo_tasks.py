@@ -59,6 +59,13 @@ def test_places_name_every_box_behind_nothing() -> None:
     assert WRITERS["places"](BoxedPhoto(Path("photo.jpg"), (), ()), random.Random(0)) == []
 
 
+def test_grounding_lists_everything_the_largest_first() -> None:
+    turns = written("grounding")
+    assert {turn.answer for turn in turns} == {"<p>dog</p> {<10><20><40><60>} <p>cup</p> {<80><50><100><70>}<delim>{<50><50><70><70>}"}
+    assert all(turn.question.startswith("[grounding] ") for turn in turns)
+    assert WRITERS["grounding"](BoxedPhoto(Path("photo.jpg"), (), ()), random.Random(0)) == []
+
+
 def test_captions_bare_and_asked_for() -> None:
     assert written("bare") == {Turn("", "A dog and two cups.")}
     assert all(turn.question.startswith("[caption] ") and turn.answer == "A dog and two cups." for turn in written("caption"))

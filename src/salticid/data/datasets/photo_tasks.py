@@ -1,5 +1,5 @@
-"""TinyGPT-V's tasks over the small data sets: `[refer]`, `[identify]`, `[detection]`, `[caption]` and `[vqa]` from captions, questions
-and boxes, in the words and the boxes' format of the large ones.
+"""TinyGPT-V's tasks over the small data sets: `[refer]`, `[identify]`, `[detection]`, `[grounding]`, `[caption]` and `[vqa]` from captions,
+questions and boxes, in the words and the boxes' format of the large ones.
 """
 
 from __future__ import annotations
@@ -116,6 +116,15 @@ def detection(photo: Any, chance: random.Random) -> list[Turn]:
     return [Turn(instruction("detection", kind, chance), encode_boxes(kind, boxes))]
 
 
+def grounding(photo: Any, chance: random.Random) -> list[Turn]:
+    """Everything that has a box, the kind of the largest first, each kind with its boxes."""
+    kinds: dict[str, list[Region]] = {}
+    for box in sorted(_large(photo), key=lambda box: -box.area)[:MOST]:
+        kinds.setdefault(box.category, []).append(region(box))
+    written = " ".join(encode_boxes(kind, boxes) for kind, boxes in kinds.items())
+    return [Turn(instruction("grounding", chance=chance), written)] if kinds else []
+
+
 def places(photo: Any, chance: random.Random) -> list[Turn]:
     """Every box with its name, behind nothing: for a Q-Former whose queries learn boxes."""
     written = [encode_boxes(box.category, [region(box)]) for box in _large(photo)]
@@ -132,6 +141,7 @@ WRITERS: dict[str, Callable[[Any, random.Random], list[Turn]]] = {
     "refer": refer,
     "identify": identify,
     "detection": detection,
+    "grounding": grounding,
     "places": places,
 }
 
