@@ -118,3 +118,37 @@ def test_objects_are_cut_out(run: Any, data_folder: Path, tmp_path: Path) -> Non
     assert (result.code, result.err, result.out) == (0, "", f"{out}\t{count} cut-outs\n")
     names = {path.read_text().strip() for path in out.glob("*.txt")}
     assert "dog" in names and "person" not in names  # noqa: PT018
+
+
+def test_boxes_are_told_of_photos_with_captions(run: Any, one_clear_line: Any, data_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from salticid.data.boxes import Region
+    from salticid.data.datasets.photo_tasks import PhotoTasks
+    from salticid.errors import DataError
+    from salticid.train import told_boxes
+
+    asked: dict[str, Any] = {}
+
+    def tell(folder: Path, photos: Any, names: list[str]) -> Any:
+        asked.update(folder=folder, names=names)
+        yield photos[0].path, [Region(0.0, 0.1, 0.5, 1.0, "dog"), Region(0.5, 0.1, 1.0, 1.0, "cup")]
+
+    monkeypatch.setattr(told_boxes, "tell_boxes", tell)
+    out = tmp_path / "told"
+    arguments = ("data", "boxes", "q", data_folder / "flickr8k", "--like", data_folder / "coco", "--out", out)
+    result = run(*arguments)
+    source = PhotoTasks(data_folder / "flickr8k", reader="flickr8k", tasks=["refer"], boxes=str(out))
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"{out}\t2 boxes on 1 of ")
+    assert [box.category for box in source.photos[0].objects] == ["dog", "cup"]
+    assert asked["folder"] == Path("q")
+    assert asked["names"] == sorted(set(asked["names"]))
+    assert "dog" in asked["names"]
+    one_clear_line(run(*arguments), 4, "exists already")
+
+    def fail(*_: Any) -> Any:
+        raise DataError("no caption names anything")
+        yield
+
+    monkeypatch.setattr(told_boxes, "tell_boxes", fail)
+    one_clear_line(run(*arguments[:-1], tmp_path / "none"), 5, "no caption names anything")
+    assert not (tmp_path / "none").exists()

@@ -19,12 +19,14 @@ pytest.importorskip("accelerate", reason="needs the extra 'train'")
 
 from salticid.checkpoints.assemble import Parts, assemble
 from salticid.checkpoints.qformer import load_qformer
-from salticid.errors import CheckpointError, ConfigurationError
+from salticid.errors import CheckpointError, ConfigurationError, DataError
 from salticid.eval.retrieval import captioned_split, evaluate_retrieval
 from salticid.models import EfficientNetLiteConfig, EfficientNetLiteModel, VisionLanguageModel
+from salticid.train.assemble import run_assemble
 from salticid.train.kinds import open_recipe
 from salticid.train.qformer import QFormerTrainer, run_qformer
 from salticid.train.qformer_recipe import QFormerRecipe
+from salticid.train.recipe import PartsRecipe
 
 VISION = {"model_type": "efficientnet_lite", "width_coefficient": 0.25, "depth_coefficient": 0.5, "image_size": 64}
 QFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "encoder_hidden_size": 1280}
@@ -277,8 +279,10 @@ def test_queries_learn_their_cells_and_then_what_is_drawn(
     assert "locality_loss" not in report(third.output)["losses"]
 
 
-def test_queries_learn_boxes_of_windows_that_are_drawn_once(recipe: Build, data_folder: Path, tmp_path: Path) -> None:
-    """It goes on from a run without boxes, and one without boxes goes on from it."""
+def test_queries_learn_boxes_of_windows_that_are_drawn_once(
+    recipe: Build, data_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """It goes on from a run without boxes, one without boxes goes on from it, and a whole model's linear layers say what it tells."""
     square = {**recipe().connector, "queries": 4}
     shown = {"connector": square, "data__flip": False, "data__crop": 1.0, "data__cache": True, "only_local": True}
     cells = recipe(output=tmp_path / "cells", model=LOCAL, **shown)
@@ -295,9 +299,29 @@ def test_queries_learn_boxes_of_windows_that_are_drawn_once(recipe: Build, data_
     assert not torch.equal(before["query_tokens"], after["query_tokens"])
     assert torch.equal(before["vision_tower.feature_mean"], after["vision_tower.feature_mean"])
     assert after["box_head.weight"].shape == (45, 32)
-    names = load_qformer(boxes.output)[0].config.names
-    assert names
-    assert set(names) <= {box.category for photo in CocoObjects(data_folder / "coco", split="train").photos for box in photo.objects}
+
+    language = tmp_path / "language"
+    VisionLanguageModel.from_pretrained(tiny_model_folder).language_model.save_pretrained(language)
+    _copy_tokenizer(tiny_model_folder, language)
+    fields = {"vision": VISION, "vision_weights": boxes.output, "connector_weights": boxes.output, "language": language}
+    fields |= {"image": "efficientnet_lite", "connector": square, "model": {"vision_positions": True, "vision_standardized": True}}
+    shown_to = {"folder": data_folder, "sources": [source]}
+    by_chance = run_assemble(PartsRecipe.model_validate({**fields, "output": tmp_path / "chance"}))
+    translated = run_assemble(PartsRecipe.model_validate({**fields, "output": tmp_path / "translated", "translated_data": shown_to}))
+    some, others = weights(by_chance), weights(translated)
+    changed = {name for name in some if not torch.equal(some[name], others[name])}
+    assert changed == {"connector.layers.0.weight", "connector.layers.0.bias"}
+    unnamed = {**shown_to, "sources": [{"kind": "flickr8k", "path": "flickr8k"}]}
+    for changes, error, message in (
+        ({"connector_weights": cells.output, "vision_weights": cells.output}, ConfigurationError, "know no boxes and names"),
+        ({"translated_data": unnamed}, DataError, "translated_data shows nothing that has a name"),
+    ):
+        with pytest.raises(error, match=message):
+            run_assemble(PartsRecipe.model_validate({**fields, "output": tmp_path / "no", "translated_data": shown_to, **changes}))
+    with pytest.raises(ValueError, match="translated_data needs a Q-Former that knows boxes and names; give connector_weights"):
+        PartsRecipe.model_validate({**fields, "output": tmp_path / "no", "translated_data": shown_to, "connector_weights": None})
+    assert not (tmp_path / "no").exists()
+
     last = recipe(output=tmp_path / "last", start=boxes.output, model={**LOCAL, "local_queries": False}, connector=square)
     run_qformer(last)
     assert "box_head.weight" not in weights(last.output)

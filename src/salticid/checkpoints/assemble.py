@@ -20,7 +20,7 @@ from transformers import (
 
 from salticid.checkpoints.load import holds, load_config, load_processor, load_unpacked
 from salticid.checkpoints.lora import LORA_FOLDER
-from salticid.checkpoints.qformer import fill_connector, translate_names
+from salticid.checkpoints.qformer import fill_connector
 from salticid.checkpoints.tinygpt_v import NORM
 from salticid.checkpoints.vision_weights import load_vision
 from salticid.checkpoints.vocabulary import shrink_bpe
@@ -42,8 +42,7 @@ class Parts:
     folder of a whole model, of which it is the language model, unpacked where it was small.
     language_layers: decoder layers to keep, in order; `None` keeps all. first_merges: shrink the vocabulary to these merges and what
     `vocabulary_texts` need; `None` keeps it. fit_norms: extra normalisations start as near as can be to what the layers gave without them;
-    otherwise as identities. translate_names: the linear layers behind a Q-Former whose queries know boxes start as a translation of the names
-    that it learned into the language model's words; otherwise from chance.
+    otherwise as identities.
     """
 
     vision: dict[str, Any]
@@ -58,7 +57,6 @@ class Parts:
     seed: int = 0
     connector_weights: Path | None = None
     fit_norms: bool = False
-    translate_names: bool = False
 
 
 def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
@@ -94,10 +92,6 @@ def assemble(parts: Parts) -> tuple[VisionLanguageModel, VisionLanguageProcessor
     load_vision(model.vision_tower.model, parts.vision_weights)
     if parts.connector_weights is not None:
         fill_connector(model, parts.connector_weights)
-    if parts.translate_names:
-        if parts.connector_weights is None:
-            raise ConfigurationError("translate_names needs a Q-Former that knows names; give connector_weights")
-        translate_names(model, tokenizer, parts.connector_weights, parts.seed)
     image_processor = SalticidImageProcessor.from_preset(parts.image, size=config.vision_config.image_size)
     processor = VisionLanguageProcessor(image_processor, tokenizer, image_tokens=config.image_tokens)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -16,12 +16,10 @@ from salticid.checkpoints.key_table import KeyTable, build, listed
 from salticid.checkpoints.load import model_type
 from salticid.checkpoints.qformer_keys import BERT_RULES, BLIP2_RULES
 from salticid.checkpoints.tinygpt_v_files import read_checkpoint
-from salticid.data.caption_text import tokenize_captions
 from salticid.errors import CheckpointError
 from salticid.models import SalticidImageProcessor, VisionLanguageModel
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
 from salticid.models.qformer.pretraining import connector_weights, text_feed_forward
-from salticid.models.qformer.translate import translate
 
 CELLS = ("cell_head.", "box_head.")  # of objectives that an earlier run need not have had, nor a later one
 MEASURED = ("vision_tower.feature_mean", "vision_tower.feature_deviation")  # see `VisionTower.standardize`
@@ -102,27 +100,6 @@ def fill_connector(model: VisionLanguageModel, folder: Path) -> None:
     if wrong := [name for name in {**like, **weights} if name not in weights or like.get(name) != weights[name].shape]:
         raise CheckpointError(f"the Q-Former in {folder} has other sizes than this connector's: {listed(wrong, most=3)}")
     model.connector.load_state_dict(weights, strict=False)
-
-
-@torch.no_grad()
-def translate_names(model: VisionLanguageModel, tokenizer: PreTrainedTokenizerBase, folder: Path, seed: int = 0) -> None:
-    """Let a whole model's linear layers start by saying what the queries of this Q-Former tell; see `translate`.
-
-    Args:
-        tokenizer: the language model's.
-
-    Raises:
-        CheckpointError: it has learned no names. ConfigurationError: see `translate`.
-    """
-    trained, _, own_tokenizer = load_qformer(folder)
-    names = trained.config.names or []
-    if len(names) < 2:
-        raise CheckpointError(f"the Q-Former in {folder} has learned no names; train it with model.boxed_queries")
-    ids_NT, mask_NT = tokenize_captions(own_tokenizer, names, trained.config.qformer.max_position_embeddings)
-    embeddings: Any = model.language_model.get_input_embeddings()
-    said = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]  # as in the middle of a sentence
-    words_ND = torch.stack([embeddings(torch.tensor(ids)).mean(dim=0) for ids in said])
-    translate(model.connector.layers, trained.eval(), trained.embed_texts(ids_NT, mask_NT), words_ND, seed)
 
 
 def tower_weights(folder: Path) -> dict[str, Tensor]:

@@ -67,6 +67,31 @@ def objects(
     print(f"{out}\t{count} cut-outs")
 
 
+@app.command(epilog="Example:  salticid data boxes runs/boxes data/flickr8k --like data/coco --out parts/told")
+def boxes(
+    qformer: Annotated[Path, typer.Argument(metavar="QFORMER", help="Folder of a Q-Former trained with boxed queries.")],
+    folder: Annotated[Path, typer.Argument(metavar="FLICKR8K", help="Folder of the flickr8k reader: photos with captions.")],
+    like: Annotated[Path, typer.Option(metavar="COCO", help="Folder of the coco reader, whose kinds of things are looked for.")],
+    out: Annotated[Path, typer.Option(help="Folder for boxes.json; must not exist yet.")],
+) -> None:
+    """Let a Q-Former tell where the things are that captions name (`boxes` of photo_tasks); of held-out photos none."""
+    require("train", NEEDS)
+    from salticid.checkpoints.save import new_folder
+    from salticid.data.datasets.coco import CocoObjects
+    from salticid.data.datasets.flickr8k import Flickr8k
+    from salticid.data.datasets.told import write_told
+    from salticid.train.heap import keep_freed_memory
+    from salticid.train.told_boxes import tell_boxes
+
+    keep_freed_memory()
+    kinds = sorted({box.category for photo in CocoObjects(like).photos for box in photo.objects})
+    photos = Flickr8k(folder).photos
+    with new_folder(out) as new:
+        told = {path.name: regions for path, regions in tell_boxes(qformer, photos, kinds)}
+        write_told(new, told)
+    print(f"{out}\t{sum(map(len, told.values()))} boxes on {len(told)} of {len(photos)} photos")
+
+
 def _report(stage: Any, number: int, look: Check, limit: int) -> SourceReport:
     """Of one data set; one that cannot be opened is a problem of its own, so that the others are looked at too."""
     from salticid.data.check import SourceReport

@@ -12,6 +12,7 @@ from salticid.engine.catalog import find_part
 from salticid.train.data import build_sources
 from salticid.train.publish import publishing
 from salticid.train.recipe import PartsRecipe
+from salticid.train.translated import start_translated
 
 # Draws per photo when collecting words: enough to meet nearly every question that a photo gives rise to.
 DRAWS = 4
@@ -24,9 +25,11 @@ def run_assemble(recipe: PartsRecipe) -> Path:
         ConfigurationError, CheckpointError, DataError: see the parts and the data.
     """
     sources = build_sources(recipe.vocabulary_data) if recipe.vocabulary_data else []
-    fields = recipe.model_dump(exclude={"output", "vocabulary_data"})
+    fields = recipe.model_dump(exclude={"output", "vocabulary_data", "translated_data"})
     fields |= {name: find_part(fields[name]) for name in ("vision_weights", "language")}
     model, processor = assemble(Parts(**fields, vocabulary_texts=_texts(sources)))
+    if recipe.translated_data is not None and recipe.connector_weights is not None:
+        start_translated(model, processor, recipe.connector_weights, recipe.translated_data, recipe.seed)
     with publishing(recipe.output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -154,12 +154,6 @@ class DrawnPairs(Dataset[dict[str, Any]]):
         return {"photo": number, "caption": _text(example), "image": example.images[0]}
 
 
-    def names(self) -> list[str]:
-        """What the boxes of all examples are called, in alphabetical order."""
-        texts = (_text(self.data.unopened(number)) for number in range(len(self.data)))
-        return sorted({region.label for text in texts for region in parse_boxes(text)} - {""})
-
-
 def _text(example: Example) -> str:
     return " ".join(turn.answer for turns in example.conversations for turn in turns)
 

@@ -48,8 +48,6 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
     if model.config.vision_standardized and not model.vision_tower.feature_mean.any():  # nor measured by the run that it starts from
         _standardize(recipe, model, image_processor)
     data = _data(recipe, model, image_processor)
-    if model.config.boxed_queries and isinstance(data, DrawnPairs):
-        model.config.names = data.names()
     steps = math.ceil(len(data) / recipe.schedule.step_examples)
     set_seed(recipe.seed)  # the same dropout, whether features had to be computed or not
     trainer = QFormerTrainer(

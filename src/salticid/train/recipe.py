@@ -221,11 +221,19 @@ class PartsRecipe(Strict):
     model: dict[str, Any] = {}
     connector_weights: Path | None = None
     fit_norms: bool = False
-    translate_names: bool = False
+    translated_data: DataRecipe | None = Field(
+        default=None, description="boxed things, in whose names the linear layers behind a pretrained Q-Former start to speak"
+    )
     language_layers: list[int] | None = None
     first_merges: PositiveInt | None = None
     vocabulary_data: DataRecipe | None = Field(default=None, description="data sets whose words keep their tokens")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_queries_to_translate(self) -> PartsRecipe:
+        if self.translated_data is not None and self.connector_weights is None:
+            raise ValueError("translated_data needs a Q-Former that knows boxes and names; give connector_weights, or leave it out")
+        return self
 
 
 RecipeType = TypeVar("RecipeType", bound=Strict)

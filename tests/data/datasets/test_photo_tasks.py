@@ -120,7 +120,7 @@ def test_cutouts_are_pasted_and_asked_for(data_folder: Path, tmp_path: Path) -> 
 
 
 def test_cutouts_need_photos_without_boxes(data_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="pasted onto photos of the reader flickr8k, not of coco"):
+    with pytest.raises(ConfigurationError, match="cutouts and boxes are for photos of the reader flickr8k, not of coco"):
         PhotoTasks(data_folder / "coco", cutouts=str(tmp_path))
     with pytest.raises(ConfigurationError, match="most is 0"):
         PhotoTasks(data_folder / "flickr8k", reader="flickr8k", cutouts=str(tmp_path), most=0)

@@ -2,83 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from salticid.errors import ConfigurationError
-from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
+from salticid.models.qformer.losses import BOX_NUMBERS
 from salticid.models.qformer.translate import least_squares, translate
 
-WORDS = 24
+QUERY, WORD, KINDS = 12, 96, 9
+GENERATOR = torch.Generator().manual_seed(0)
+NAMES_KQ, WORDS_KD = torch.randn(KINDS, QUERY, generator=GENERATOR) * 3, torch.randn(KINDS, WORD, generator=GENERATOR) + 2
+KIND_N = torch.arange(KINDS).repeat(40)
+QUERIES_NQ = NAMES_KQ[KIND_N] + torch.randn(len(KIND_N), QUERY, generator=GENERATOR)
+BOXES_EQ = torch.randn(BOX_NUMBERS, QUERY, generator=GENERATOR)
 
 
-@pytest.fixture
-def trained(qformer_config: Callable[..., QFormerPretrainingConfig]) -> QFormerPretrainingModel:
-    values = {**qformer_config().to_dict(), "local_queries": True, "boxed_queries": True}
-    torch.manual_seed(0)
-    return QFormerPretrainingModel(QFormerPretrainingConfig(**values)).eval()
+def linear(*widths: int) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(*(nn.Linear(before, after) for before, after in pairwise(widths)))
 
 
-def vocabulary(trained: QFormerPretrainingModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Names on the unit sphere, and words that are a linear map of them, so that they can be translated without loss."""
-    generator = torch.Generator().manual_seed(1)
-    projection = trained.config.projection_size
-    names_NP = nn.functional.normalize(torch.randn(400, projection, generator=generator), dim=-1)
-    return names_NP, names_NP @ torch.randn(projection, WORDS, generator=generator) + 3
-
-
-@pytest.mark.parametrize("sizes", [(WORDS,), (48, WORDS)])
+@pytest.mark.parametrize("widths", [(QUERY, WORD), (QUERY, 20, WORD)])
 @torch.no_grad()
-def test_a_token_is_nearest_to_the_word_that_its_query_names(trained: QFormerPretrainingModel, sizes: tuple[int, ...]) -> None:
-    names_NP, words_ND = vocabulary(trained)
-    width = trained.vision_projection.in_features
-    assert width <= 48
-    layers = nn.Sequential(*(nn.Linear(before, after) for before, after in zip((width, *sizes), sizes, strict=False)))
-    for layer in layers:
-        nn.init.normal_(layer.weight, std=1e-4)
-    trained.box_head.weight.zero_()  # what boxes add would hide words so few numbers wide
-    translate(layers, trained, names_NP, words_ND)
-    saying_NQ = torch.linalg.lstsq(trained.vision_projection.weight, (names_NP - trained.vision_projection.bias).t()).solution.t()
-    centred_ND = words_ND - words_ND.mean(dim=0)
-    likeness_NN = torch.cosine_similarity((layers(saying_NQ) - words_ND.mean(dim=0))[:, None], centred_ND[None], dim=-1)
-    assert (likeness_NN.argmax(dim=1) == torch.arange(len(names_NP))).float().mean() > 0.95
+def test_tokens_are_nearest_to_the_words_that_their_queries_name(widths: tuple[int, ...]) -> None:
+    layers = linear(*widths)
+    before = _named_rightly(layers)
+    translate(layers, QUERIES_NQ, WORDS_KD[KIND_N], BOXES_EQ)
+    assert before < 0.4
+    assert _named_rightly(layers) > 0.9
+    tokens_ND = layers(QUERIES_NQ)
+    assert_close(tokens_ND.mean(dim=0), WORDS_KD.mean(dim=0), rtol=0, atol=1e-3)
+    spread = (tokens_ND - tokens_ND.mean(dim=0)).norm(dim=1).mean() / (WORDS_KD - WORDS_KD.mean(dim=0)).norm(dim=1).mean()
+    assert 0.7 < spread < 2
+
+
+def _named_rightly(layers: nn.Sequential) -> float:
+    likeness_NK = torch.cosine_similarity((layers(QUERIES_NQ) - WORDS_KD.mean(dim=0))[:, None], WORDS_KD - WORDS_KD.mean(dim=0), dim=-1)
+    return (likeness_NK.argmax(dim=1) == KIND_N).float().mean().item()
 
 
 @torch.no_grad()
-def test_boxes_are_told_beside_names(trained: QFormerPretrainingModel) -> None:
-    """What differs in queries by their boxes alone differs in tokens, and about as much as words do."""
-    names_NP, words_ND = vocabulary(trained)
-    layers = nn.Sequential(nn.Linear(trained.vision_projection.in_features, WORDS))
-    translate(layers, trained, names_NP, words_ND)
-    generator = torch.Generator().manual_seed(3)
-    states_NQ = torch.randn(400, trained.vision_projection.in_features, generator=generator)
-    naming = trained.vision_projection.weight
-    nameless_NQ = states_NQ - states_NQ @ (torch.linalg.pinv(naming) @ naming).t()
-    moved = (layers(nameless_NQ) - layers(torch.zeros_like(nameless_NQ))).norm(dim=1).mean()
-    assert 0.3 < moved / (words_ND - words_ND.mean(dim=0)).norm(dim=1).mean() < 3
+def test_boxes_are_told_as_loudly_as_names() -> None:
+    both = linear(QUERY, WORD)
+    translate(both, QUERIES_NQ, WORDS_KD[KIND_N], BOXES_EQ)
+    words_DQ = least_squares(QUERIES_NQ - QUERIES_NQ.mean(dim=0), WORDS_KD[KIND_N] - WORDS_KD.mean(dim=0))
+    centred_NQ = QUERIES_NQ - QUERIES_NQ.mean(dim=0)
+    boxes_DQ = both[0].weight - words_DQ
+    assert_close((centred_NQ @ boxes_DQ.t()).norm(dim=1).mean(), (centred_NQ @ words_DQ.t()).norm(dim=1).mean())
+    raised = BOXES_EQ.clone()
+    raised[1:12] += 1.0  # all marks of one edge alike: the edge stays where it was
+    again = linear(QUERY, WORD)
+    translate(again, QUERIES_NQ, WORDS_KD[KIND_N], raised)
+    assert_close(again[0].weight, both[0].weight)
 
 
 @torch.no_grad()
-def test_least_squares_find_a_map_that_is_there(trained: QFormerPretrainingModel) -> None:
-    names_NP, words_ND = vocabulary(trained)
-    map_DP = least_squares(names_NP, words_ND - words_ND.mean(dim=0))
-    told_ND = (names_NP - names_NP.mean(dim=0)) @ map_DP.t()
-    assert (told_ND - (words_ND - words_ND.mean(dim=0))).square().mean() < 0.05 * words_ND.var(dim=0).mean()
+def test_least_squares_find_a_map_that_is_there() -> None:
+    map_DQ = torch.randn(WORD, QUERY, generator=torch.Generator().manual_seed(2))
+    given_NQ = QUERIES_NQ - QUERIES_NQ.mean(dim=0)
+    left_ND = given_NQ @ (map_DQ - least_squares(given_NQ, given_NQ @ map_DQ.t())).t()
+    assert left_ND.square().mean() < 0.05 * (given_NQ @ map_DQ.t()).square().mean()
 
 
-def test_what_cannot_be_translated_is_refused(
-    trained: QFormerPretrainingModel, qformer: QFormerPretrainingModel
-) -> None:
-    names_NP, words_ND = vocabulary(trained)
-    width = trained.vision_projection.in_features
-    with pytest.raises(ConfigurationError, match=r"know no names that could be translated; give a Q-Former with model\.boxed_queries"):
-        translate(nn.Sequential(nn.Linear(width, WORDS)), qformer, names_NP, words_ND)
-    for layers in (
-        nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Linear(48, WORDS)),
-        nn.Sequential(nn.Linear(width, 2), nn.Linear(2, WORDS)),
+@pytest.mark.parametrize(
+    "layers",
+    [nn.Sequential(nn.Linear(QUERY, 48), nn.GELU(), nn.Linear(48, WORD)), linear(QUERY, 2, WORD), linear(QUERY, 20, 20, WORD)],
+)
+def test_layers_that_cannot_translate_are_refused(layers: nn.Sequential) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"two without an activation, the first {QUERY} wide at least, .* leave translated_data out"
     ):
-        with pytest.raises(ConfigurationError, match=f"without activation and {width} wide at least"):
-            translate(layers, trained, names_NP, words_ND)
+        translate(layers, QUERIES_NQ, WORDS_KD[KIND_N], BOXES_EQ)

@@ -14,6 +14,7 @@ from salticid.data.conversation import Example, Turn
 from salticid.data.datasets.coco import CocoObjects
 from salticid.data.datasets.daquar import Daquar
 from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets.told import with_told
 from salticid.data.questions.captions import tidy
 from salticid.data.records import Box, BoxedPhoto
 from salticid.data.scenes import Scene, compose, read_cutouts
@@ -34,6 +35,7 @@ class PhotoTasks:
         tasks: keys of `WRITERS`; a photo that a task has nothing to say about passes it over.
         window: below 1, photos with boxes are shown through windows of at least this share of each side, mirrored half of the time.
         cutouts: folder of cut-out pictures; up to `most` of them are pasted onto each photo, which must have captions and no boxes.
+        boxes: folder with boxes that a model told of photos with captions (`salticid data boxes`); photos without any are left out.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PhotoTasks:
         window: float = 1.0,
         cutouts: str | None = None,
         most: int = 4,
+        boxes: str | None = None,
     ) -> None:
         if not 0 < window <= 1:
             raise ConfigurationError(f"window is {window}; it is the least share of a photo's sides, above 0 and at most 1")
@@ -54,9 +57,13 @@ class PhotoTasks:
                 raise ConfigurationError(f"{what} names {', '.join(strange)}; known: {', '.join(known)}")
         if most < 1:
             raise ConfigurationError(f"most is {most}; it is how many cut-outs a photo gets at most, one or more")
-        if cutouts is not None and reader != "flickr8k":
-            raise ConfigurationError(f"cutouts are pasted onto photos of the reader flickr8k, not of {reader}")
+        if (cutouts or boxes) and reader != "flickr8k":
+            raise ConfigurationError(f"cutouts and boxes are for photos of the reader flickr8k, not of {reader}")
+        if cutouts and boxes:
+            raise ConfigurationError("cutouts would hide what the boxes are of; give one of both, or two data sets")
         self.photos: list[Any] = READERS[reader](folder, split=split).photos
+        if boxes is not None:
+            self.photos = with_told(self.photos, boxes)
         self.tasks, self.turns, self.window = list(tasks), turns, window
         self.cutouts, self.most = [] if cutouts is None else read_cutouts(cutouts), most
 

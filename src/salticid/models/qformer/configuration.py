@@ -25,7 +25,6 @@ class QFormerPretrainingConfig(PreTrainedConfig):
         projection_size: width of the space in which photos and texts are compared.
         local_queries: each query also answers for one cell of the photo, see `locality_loss`; their number must be a square.
         boxed_queries: and for the thing that lies there: where its box is, and what it is called, see `box_loss`.
-        names: what things were called in training, for `boxed_queries`.
 
     Raises:
         ConfigurationError: a part is unknown, or two parts do not fit; the message names both sizes.
@@ -48,7 +47,6 @@ class QFormerPretrainingConfig(PreTrainedConfig):
     projection_size: int = 256
     local_queries: bool = False
     boxed_queries: bool = False
-    names: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         own = [field.name for field in fields(type(self)) if field.name in type(self).__annotations__]
