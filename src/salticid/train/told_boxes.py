@@ -4,7 +4,7 @@ Photos with captions are many, those with boxes few. Asked only for what is know
 mostly find it, also where they would never have named it themselves; from such boxes they, and a language model behind them, learn what
 things look like where they belong (as phrases alone train detectors in GLIP, arXiv 2112.03857, section 3.3).
 
-I photos, Q queries, U names.
+I photos, U names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from salticid.checkpoints.qformer import load_qformer
@@ -26,8 +25,7 @@ from salticid.data.questions.words import THINGS
 from salticid.data.records import CaptionedPhoto
 from salticid.errors import ConfigurationError, DataError
 from salticid.models.photos import read_photo
-from salticid.models.qformer.losses import intersection_over_union, read_boxes
-from salticid.models.qformer.pretraining import START_TEMPERATURE
+from salticid.models.qformer.losses import intersection_over_union
 
 BATCH = 16
 VOTES = 2
@@ -55,21 +53,17 @@ def tell_boxes(folder: Path, photos: Sequence[CaptionedPhoto], names: Sequence[s
     if not asked:
         raise DataError(f"no caption of {len(photos)} photos names anything of which there are boxes; check both data sets")
     ids_UT, mask_UT = tokenize_captions(tokenizer, list(names), trained.config.qformer.max_position_embeddings)
-    names_UP = trained.embed_texts(ids_UT, mask_UT).float()
+    names_UP = trained.embed_texts(ids_UT, mask_UT)
     for start in tqdm(range(0, len(asked), BATCH), desc="boxes of what captions name", unit_scale=BATCH):
         batch = asked[start : start + BATCH]
         pixels = image_processor([read_photo(photo.path) for photo, _ in batch], return_tensors="pt")["pixel_values"]
-        queries_IQD = trained.read(trained.get_image_features(pixels))
-        presence_IQ, boxes_IQ4 = read_boxes(trained.box_head(queries_IQD))
-        named_IQU = (trained.project_queries(queries_IQD).float() @ names_UP.t() / START_TEMPERATURE).log_softmax(dim=-1)
-        likely_IQU = F.logsigmoid(presence_IQ)[..., None] + named_IQU
-        for (photo, wanted), likely_QU, presence_Q, boxes_Q4 in zip(batch, likely_IQU, presence_IQ.sigmoid(), boxes_IQ4, strict=True):
+        boxes_IU4, presence_IU = trained.tell(trained.get_image_features(pixels), names_UP)
+        for (photo, wanted), boxes_U4, presence_U in zip(batch, boxes_IU4.clamp(0, 1), presence_IU, strict=True):
             told: list[Region] = []
             for name, kind in wanted.items():
-                query = likely_QU[:, names.index(kind)].argmax()
-                box = boxes_Q4[query].clamp(0, 1)
-                if presence_Q[query] >= PRESENT and not (kind == PERSON and _told_already(box, told)):
-                    told.append(Region(*box.tolist(), _called(name, kind, photo.path)))
+                number = names.index(kind)
+                if presence_U[number] >= PRESENT and not (kind == PERSON and _told_already(boxes_U4[number], told)):
+                    told.append(Region(*boxes_U4[number].tolist(), _called(name, kind, photo.path)))
             if told:
                 yield photo.path, told
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from salticid.checkpoints.qformer import load_qformer
-from salticid.data.boxes import Region, parse_boxes
+from salticid.data.boxes import parse_boxes
+from salticid.data.conversation import Example
 from salticid.errors import ConfigurationError, DataError
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
 from salticid.models.qformer.losses import cell_owners
@@ -36,26 +37,31 @@ def start_translated(model: VisionLanguageModel, processor: VisionLanguageProces
         raise ConfigurationError(f"the queries of {folder} know no boxes and names; train them with model.boxed_queries")
     views = TrainingData(data, VIEWS, seed)
     embeddings: Any = model.language_model.get_input_embeddings()
-    told, said = [], []
+    told, said, boxes, named = [], [], [], []
     for start in range(0, VIEWS, BATCH):
         examples = [views[number] for number in range(start, start + BATCH)]
         pixels = processor.image_processor([example.images[0] for example in examples], return_tensors="pt")["pixel_values"]
         queries_BQD = trained.read(trained.get_image_features(pixels))
         for queries_QD, example in zip(queries_BQD, examples, strict=True):
-            regions = parse_boxes(" ".join(turn.answer for turns in example.conversations for turn in turns))
-            for query, name in named_queries([region for region in regions if region.label], len(queries_QD)):
-                ids = processor.tokenizer(f" {name}", add_special_tokens=False)["input_ids"]  # as in the middle of a sentence
-                told.append(queries_QD[query])
-                said.append(embeddings(torch.tensor(ids)).mean(dim=0))
+            regions = [region for region in parse_boxes(_text(example)) if region.label]
+            if not regions:
+                continue
+            edges_K4 = torch.tensor([[region.left, region.top, region.right, region.bottom] for region in regions])
+            words_KD = torch.stack([_embedding(region.label, processor.tokenizer, embeddings) for region in regions])
+            owners_Q = cell_owners(edges_K4[None], torch.ones(1, len(regions), dtype=torch.bool), math.isqrt(len(queries_QD)))[0]
+            told.append(queries_QD)
+            named.append(owners_Q >= 0)
+            said.append(words_KD[owners_Q.clamp(min=0)])
+            boxes.append(edges_K4[owners_Q.clamp(min=0)])
     if not told:
         raise DataError(f"translated_data shows nothing that has a name: none of {VIEWS} views has <p>name</p> {{<x1><y1><x2><y2>}}")
-    translate(model.connector.layers, torch.stack(told), torch.stack(said), trained.box_head.weight, seed)
+    translate(model.connector.layers, torch.cat(told), torch.cat(said), torch.cat(boxes), torch.cat(named), seed)
 
 
-def named_queries(regions: list[Region], queries: int) -> list[tuple[int, str]]:
-    """Which queries have one of these things on their cell, and what it is called."""
-    if not regions:
-        return []
-    boxes_1K4 = torch.tensor([[[region.left, region.top, region.right, region.bottom] for region in regions]])
-    owners_Q = cell_owners(boxes_1K4, torch.ones(boxes_1K4.shape[:2], dtype=torch.bool), math.isqrt(queries))[0]
-    return [(query, regions[owner].label) for query, owner in enumerate(owners_Q.tolist()) if owner >= 0]
+def _text(example: Example) -> str:
+    return " ".join(turn.answer for turns in example.conversations for turn in turns)
+
+
+def _embedding(name: str, tokenizer: Any, embeddings: Any) -> torch.Tensor:
+    ids = tokenizer(f" {name}", add_special_tokens=False)["input_ids"]  # as in the middle of a sentence
+    return cast(torch.Tensor, embeddings(torch.tensor(ids)).mean(dim=0))

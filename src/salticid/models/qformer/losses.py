@@ -99,9 +99,13 @@ def box_loss(told_BQE: torch.Tensor, boxes_BK4: torch.Tensor, owners_BQ: torch.T
     presence = F.binary_cross_entropy_with_logits(presence_BQ, taken_BQ.float())
     truth_N4 = boxes_BK4.gather(1, owners_BQ.clamp(min=0)[..., None].expand(-1, -1, 4))[taken_BQ]
     overlap = intersection_over_union(guess_BQ4[taken_BQ], truth_N4).mean()
-    marks_N4M = (1 - (truth_N4[..., None] * (MARKS - 1) - torch.arange(MARKS, device=truth_N4.device)).abs()).clamp(min=0)
-    edges = F.cross_entropy(told_BQE[..., 1:][taken_BQ].view(-1, MARKS), marks_N4M.view(-1, MARKS))
+    edges = F.cross_entropy(told_BQE[..., 1:][taken_BQ].view(-1, MARKS), marks(truth_N4).view(-1, MARKS))
     return presence + edges + 1 - overlap
+
+
+def marks(edges: torch.Tensor) -> torch.Tensor:
+    """Edges (..., 4), as fractions of the photo's sides, by their shares of the two marks that each lies between (..., 4, MARKS)."""
+    return (1 - (edges[..., None] * (MARKS - 1) - torch.arange(MARKS, device=edges.device)).abs()).clamp(min=0)
 
 
 def read_boxes(told_BQE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

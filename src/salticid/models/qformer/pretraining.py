@@ -222,7 +222,18 @@ class QFormerPretrainingModel(PreTrainedModel):
     def locate(self, features_IND: torch.Tensor, name_ids_UT: torch.Tensor, name_mask_UT: torch.Tensor) -> torch.Tensor:
         """Where things of these names are (I, U, 4): left, top, right and bottom as fractions of the photo's sides.
 
-        Of each name the box that the query tells which most likely has a thing on its cell, and one of that name among the names given.
+        Raises:
+            InputError: this model has no boxed queries.
+        """
+        return self.tell(features_IND, self.embed_texts(name_ids_UT, name_mask_UT))[0]
+
+    @torch.no_grad()
+    def tell(self, features_IND: torch.Tensor, names_UP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each name the box (I, U, 4) that the query tells which most likely has a thing on its cell, and one of that name among the
+        names given; and how likely (I, U) it has any thing there.
+
+        Args:
+            names_UP: of `embed_texts`.
 
         Raises:
             InputError: this model has no boxed queries.
@@ -231,10 +242,9 @@ class QFormerPretrainingModel(PreTrainedModel):
             raise InputError("this model's queries know no boxes; set model.boxed_queries to true when training it")
         queries_IQD = self.read(features_IND)
         presence_IQ, boxes_IQ4 = read_boxes(self.box_head(queries_IQD))
-        names_UP = self.embed_texts(name_ids_UT, name_mask_UT)
         named_IQU = (self.project_queries(queries_IQD).float() @ names_UP.float().t() / START_TEMPERATURE).log_softmax(dim=-1)
         best_IU = (F.logsigmoid(presence_IQ)[..., None] + named_IQU).argmax(dim=1)
-        return boxes_IQ4.gather(1, best_IU[..., None].expand(-1, -1, 4))
+        return boxes_IQ4.gather(1, best_IU[..., None].expand(-1, -1, 4)), presence_IQ.sigmoid().gather(1, best_IU)
 
     # ---- losses
 

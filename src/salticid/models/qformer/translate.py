@@ -1,10 +1,11 @@
-"""A start for the linear layers behind a Q-Former that knows boxes and names: its tokens say names in the language model's own words.
+"""A start for the linear layers behind a Q-Former that knows boxes and names: tokens that say names in the language model's own words.
 
-From what queries tell of cells with a thing, least squares find the linear map to how the language model embeds the thing's name; without
-it, a few hundred steps of captions would have to find out which directions of a token mean which word. What queries tell of boxes, for
-which a language model has no words, is given room of its own, as loud as names.
+From what queries tell, least squares find the linear map to what a token should say: of a cell with a thing how the language model embeds
+the thing's name, and where its box is, for which it has no words, in a room of its own and as loud; of a cell without, nothing. Without it,
+a few hundred steps would have to find out which directions of a token mean which word; and while a language model does not yet know where
+to look, it sees all tokens at once, where what empty cells happen to say would drown the one that has something to tell.
 
-N queries that have a thing on their cell, Q width of the Q-Former, D width of the language model, E numbers that tell a box.
+N queries, Q width of the Q-Former, D width of the language model.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from salticid.errors import ConfigurationError
-from salticid.models.qformer.losses import MARKS
+from salticid.models.qformer.losses import marks
 
 RIDGE = 0.1
 """Of the mean variance of a query's numbers, that least squares add to each direction's own."""
 
 
 @torch.no_grad()
-def translate(layers: nn.Sequential, queries_NQ: Tensor, words_ND: Tensor, boxes_EQ: Tensor, seed: int = 0) -> None:
+def translate(layers: nn.Sequential, queries_NQ: Tensor, words_ND: Tensor, boxes_N4: Tensor, named_N: Tensor, seed: int = 0) -> None:
     """Set linear layers (one, or two without an activation) to say what queries tell.
 
     Args:
-        queries_NQ: what each query told; words_ND: the mean embedding of the words of its thing's name.
-        boxes_EQ: the weight with which a box is read from queries (`box_head` of a `QFormerPretrainingModel`).
+        queries_NQ: what each query told; named_N: whether a thing with a name lies on its cell; words_ND: the mean embedding of that name's
+            words; boxes_N4: its box by edges, as fractions of the photo's sides. Of the others neither word nor box is read.
         seed: of the directions that boxes get.
 
     Raises:
@@ -40,16 +41,18 @@ def translate(layers: nn.Sequential, queries_NQ: Tensor, words_ND: Tensor, boxes
             f"only one linear layer, or two without an activation, the first {width} wide at least, can start as a translation; "
             "change the connector, or leave translated_data out"
         )
-    centred_NQ, mean_D = queries_NQ - queries_NQ.mean(dim=0), words_ND.mean(dim=0)
-    words_DQ = least_squares(centred_NQ, words_ND - mean_D)
-    told_EQ = _relative(boxes_EQ)
-    room_DE = torch.randn(len(mean_D), len(told_EQ), generator=torch.Generator().manual_seed(seed))
-    boxes_DQ = room_DE @ told_EQ
-    loudness = _length(centred_NQ @ words_DQ.t()) / _length(centred_NQ @ boxes_DQ.t())
-    whole_DQ = words_DQ + loudness * boxes_DQ
+    mean_D = words_ND[named_N].mean(dim=0)
+    names_ND = words_ND[named_N] - mean_D
+    marks_NE = marks(boxes_N4[named_N]).flatten(1)
+    marks_NE = marks_NE - marks_NE.mean(dim=0)
+    room_ED = torch.randn(marks_NE.shape[1], len(mean_D), generator=torch.Generator().manual_seed(seed))
+    places_ND = marks_NE @ room_ED
+    said_ND = torch.zeros_like(words_ND)
+    said_ND[named_N] = names_ND + places_ND * names_ND.norm(dim=1).mean() / places_ND.norm(dim=1).mean()
+    whole_DQ, bias_D = least_squares(queries_NQ, said_ND)
 
     last = linear[-1]
-    last.bias.copy_(mean_D - whole_DQ @ queries_NQ.mean(dim=0))
+    last.bias.copy_(mean_D + bias_D)
     if len(linear) == 1:
         last.weight.copy_(whole_DQ)
         return
@@ -60,18 +63,11 @@ def translate(layers: nn.Sequential, queries_NQ: Tensor, words_ND: Tensor, boxes
     last.weight[:, :width] = whole_DQ / even
 
 
-def least_squares(given_NQ: Tensor, wanted_ND: Tensor) -> Tensor:
-    """(D, Q), the ridge regression of what is wanted on what is given, both about their means."""
-    spread_QQ = given_NQ.t() @ given_NQ
+def least_squares(given_NQ: Tensor, wanted_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (D, Q) and bias (D,) of the ridge regression of what is wanted on what is given."""
+    given_Q, wanted_D = given_NQ.mean(dim=0), wanted_ND.mean(dim=0)
+    centred_NQ = given_NQ - given_Q
+    spread_QQ = centred_NQ.t() @ centred_NQ
     spread_QQ += torch.eye(len(spread_QQ)) * RIDGE * spread_QQ.diagonal().mean()
-    return cast(Tensor, torch.linalg.solve(spread_QQ, given_NQ.t() @ wanted_ND).t())
-
-
-def _relative(boxes_EQ: Tensor) -> Tensor:
-    """Of each edge's marks only their differences count."""
-    edges_4MQ = boxes_EQ[1:].unflatten(0, (4, MARKS))
-    return torch.cat([boxes_EQ[:1], (edges_4MQ - edges_4MQ.mean(dim=1, keepdim=True)).flatten(0, 1)])
-
-
-def _length(vectors_ND: Tensor) -> Tensor:
-    return vectors_ND.norm(dim=1).mean()
+    weight_DQ = cast(Tensor, torch.linalg.solve(spread_QQ, centred_NQ.t() @ (wanted_ND - wanted_D)).t())
+    return weight_DQ, wanted_D - weight_DQ @ given_Q
