@@ -63,7 +63,8 @@ def tell_boxes(folder: Path, photos: Sequence[CaptionedPhoto], names: Sequence[s
             for name, kind in wanted.items():
                 number = names.index(kind)
                 if presence_U[number] >= PRESENT and not (kind == PERSON and _told_already(boxes_U4[number], told)):
-                    told.append(Region(*boxes_U4[number].tolist(), _called(name, kind, photo.path)))
+                    left, top, right, bottom = boxes_U4[number].tolist()
+                    told.append(Region(left, top, right, bottom, _called(name, kind, photo.path)))
             if told:
                 yield photo.path, told
 

@@ -55,7 +55,8 @@ def start_translated(model: VisionLanguageModel, processor: VisionLanguageProces
             boxes.append(edges_K4[owners_Q.clamp(min=0)])
     if not told:
         raise DataError(f"translated_data shows nothing that has a name: none of {VIEWS} views has <p>name</p> {{<x1><y1><x2><y2>}}")
-    translate(model.connector.layers, torch.cat(told), torch.cat(said), torch.cat(boxes), torch.cat(named), seed)
+    layers = cast(torch.nn.Sequential, model.connector.layers)
+    translate(layers, torch.cat(told), torch.cat(said), torch.cat(boxes), torch.cat(named), seed)
 
 
 def _text(example: Example) -> str:
