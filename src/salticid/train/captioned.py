@@ -148,13 +148,14 @@ class DrawnPairs(Dataset[dict[str, Any]]):
         """`photo` (the example's number), `caption`, and `image` or `features` (N, D)."""
         number = in_turn(item, len(self.data), self.data.seed)
         if self.features is not None:
-            caption = _text(self.data.unopened(number))
+            caption = answers_of(self.data.unopened(number))
             return {"photo": number, "caption": caption, "features": torch.from_numpy(np.array(self.features[number]))}
         example = self.data[number]
-        return {"photo": number, "caption": _text(example), "image": example.images[0]}
+        return {"photo": number, "caption": answers_of(example), "image": example.images[0]}
 
 
-def _text(example: Example) -> str:
+def answers_of(example: Example) -> str:
+    """All answers about a photo as one text."""
     return " ".join(turn.answer for turns in example.conversations for turn in turns)
 
 

@@ -10,11 +10,11 @@ import torch
 
 from salticid.checkpoints.qformer import load_qformer
 from salticid.data.boxes import parse_boxes
-from salticid.data.conversation import Example
 from salticid.errors import ConfigurationError, DataError
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
 from salticid.models.qformer.losses import cell_owners
 from salticid.models.qformer.translate import translate
+from salticid.train.captioned import answers_of
 from salticid.train.data import TrainingData
 from salticid.train.recipe import DataRecipe
 
@@ -43,7 +43,7 @@ def start_translated(model: VisionLanguageModel, processor: VisionLanguageProces
         pixels = processor.image_processor([example.images[0] for example in examples], return_tensors="pt")["pixel_values"]
         queries_BQD = trained.read(trained.get_image_features(pixels))
         for queries_QD, example in zip(queries_BQD, examples, strict=True):
-            regions = [region for region in parse_boxes(_text(example)) if region.label]
+            regions = [region for region in parse_boxes(answers_of(example)) if region.label]
             if not regions:
                 continue
             edges_K4 = torch.tensor([[region.left, region.top, region.right, region.bottom] for region in regions])
@@ -57,10 +57,6 @@ def start_translated(model: VisionLanguageModel, processor: VisionLanguageProces
         raise DataError(f"translated_data shows nothing that has a name: none of {VIEWS} views has <p>name</p> {{<x1><y1><x2><y2>}}")
     layers = cast(torch.nn.Sequential, model.connector.layers)
     translate(layers, torch.cat(told), torch.cat(said), torch.cat(boxes), torch.cat(named), seed)
-
-
-def _text(example: Example) -> str:
-    return " ".join(turn.answer for turns in example.conversations for turn in turns)
 
 
 def _embedding(name: str, tokenizer: Any, embeddings: Any) -> torch.Tensor:
