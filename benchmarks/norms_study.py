@@ -43,6 +43,7 @@ STARTS: dict[str, list[str]] = {
     "norms as identities": ["fit_norms=false"],
     "norms fitted": [],
 }
+AS_IT_WAS = ["lora.rank=16", "lora.alpha=16", "lora.dropout=0.05", "train.connector.learning_rate=1e-3"]  # the stage, when this was run
 PRECISIONS = ("float32", "float16")
 LARGEST_FLOAT16 = torch.finfo(torch.float16).max
 
@@ -77,6 +78,7 @@ def train(folder: Path, precision: str, steps: int, data: Path) -> Iterator[dict
         f"schedule.steps={steps}",
         f"schedule.warmup_steps={steps // 4}",
         "schedule.batch_size=4",
+        *AS_IT_WAS,
     ]
     recipe = read_recipe(RECIPES / "nano_stage1.yaml", StageRecipe, overrides)
     set_seed(recipe.seed)
