@@ -43,7 +43,13 @@ STARTS: dict[str, list[str]] = {
     "norms as identities": ["fit_norms=false"],
     "norms fitted": [],
 }
-AS_IT_WAS = ["lora.rank=16", "lora.alpha=16", "lora.dropout=0.05", "train.connector.learning_rate=1e-3"]  # the stage, when this was run
+AS_IT_WAS = [  # the stage, when this was run
+    "lora.rank=16",
+    "lora.alpha=16",
+    "lora.dropout=0.05",
+    "train.connector.learning_rate=1e-3",
+    "schedule.min_lr=8e-4",
+]
 PRECISIONS = ("float32", "float16")
 LARGEST_FLOAT16 = torch.finfo(torch.float16).max
 

@@ -18,7 +18,7 @@ from salticid.train.captioned import answers_of
 from salticid.train.data import TrainingData
 from salticid.train.recipe import DataRecipe
 
-VIEWS = 768
+VIEWS = 4096
 BATCH = 16
 
 
@@ -37,7 +37,8 @@ def start_translated(model: VisionLanguageModel, processor: VisionLanguageProces
         raise ConfigurationError(f"the queries of {folder} know no boxes and names; train them with model.boxed_queries")
     views = TrainingData(data, VIEWS, seed)
     embeddings: Any = model.language_model.get_input_embeddings()
-    told, said, boxes, named = [], [], [], []
+    told, boxes, owned = [], [], []
+    names: dict[str, int] = {}
     for start in range(0, VIEWS, BATCH):
         examples = [views[number] for number in range(start, start + BATCH)]
         pixels = processor.image_processor([example.images[0] for example in examples], return_tensors="pt")["pixel_values"]
@@ -47,16 +48,17 @@ def start_translated(model: VisionLanguageModel, processor: VisionLanguageProces
             if not regions:
                 continue
             edges_K4 = torch.tensor([[region.left, region.top, region.right, region.bottom] for region in regions])
-            words_KD = torch.stack([_embedding(region.label, processor.tokenizer, embeddings) for region in regions])
             owners_Q = cell_owners(edges_K4[None], torch.ones(1, len(regions), dtype=torch.bool), math.isqrt(len(queries_QD)))[0]
+            labels_K = torch.tensor([names.setdefault(region.label, len(names)) for region in regions])
             told.append(queries_QD)
-            named.append(owners_Q >= 0)
-            said.append(words_KD[owners_Q.clamp(min=0)])
+            owned.append(torch.where(owners_Q >= 0, labels_K[owners_Q.clamp(min=0)], -1))
             boxes.append(edges_K4[owners_Q.clamp(min=0)])
-    if not told:
-        raise DataError(f"translated_data shows nothing that has a name: none of {VIEWS} views has <p>name</p> {{<x1><y1><x2><y2>}}")
+    if len(names) < 2:
+        shown = "nothing that has a name" if not names else "things of one name alone"
+        raise DataError(f"translated_data shows {shown}: none of {VIEWS} views has another <p>name</p> {{<x1><y1><x2><y2>}}")
     layers = cast(torch.nn.Sequential, model.connector.layers)
-    translate(layers, torch.cat(told), torch.cat(said), torch.cat(boxes), torch.cat(named), seed)
+    words_UD = torch.stack([_embedding(name, processor.tokenizer, embeddings) for name in names])
+    translate(layers, torch.cat(told), words_UD, torch.cat(owned), torch.cat(boxes), seed)
 
 
 def _embedding(name: str, tokenizer: Any, embeddings: Any) -> torch.Tensor:

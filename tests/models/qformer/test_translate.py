@@ -7,11 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
 from salticid.errors import ConfigurationError
-from salticid.models.qformer.losses import marks
-from salticid.models.qformer.translate import least_squares, translate
+from salticid.models.qformer.losses import MARKS, marks
+from salticid.models.qformer.translate import room, translate
 
 QUERY, WORD, KINDS, PLACES = 72, 256, 9, 44
 GENERATOR = torch.Generator().manual_seed(0)
@@ -23,7 +22,7 @@ NAMED_N = torch.arange(len(KIND_N)) % 4 != 0
 # Queries tell the kind and the edges of what lies on their cell, and nothing where there is nothing.
 QUERIES_NQ = NAMED_N[:, None] * (2 * NAMES_KQ[KIND_N] + marks(EDGES_N4).flatten(1) @ PLACES_EQ)
 QUERIES_NQ += 0.1 * torch.randn(len(KIND_N), QUERY, generator=GENERATOR)
-GIVEN = (QUERIES_NQ, WORDS_KD[KIND_N], EDGES_N4, NAMED_N)
+GIVEN = (QUERIES_NQ, WORDS_KD, torch.where(NAMED_N, KIND_N, -1), EDGES_N4)
 
 
 def linear(*widths: int) -> nn.Sequential:
@@ -49,40 +48,39 @@ def test_tokens_are_nearest_to_the_words_that_their_queries_name(widths: tuple[i
 
 @torch.no_grad()
 def test_where_a_thing_is_can_be_read_from_its_token() -> None:
-    """Two queries of one kind differ by their boxes alone, and by about as much as kinds do."""
+    """In the room of boxes the likeliest mark of an edge is one of the two that it lies between; and boxes vary tokens as kinds do."""
     layers = linear(QUERY, WORD)
     translate(layers, *GIVEN)
     tokens_ND = layers(QUERIES_NQ[NAMED_N])
-    wanted_NE = marks(EDGES_N4[NAMED_N]).flatten(1)
-    reading_ED, bias_E = least_squares(tokens_ND, wanted_NE)
-    assert (tokens_ND @ reading_ED.t() + bias_E - wanted_NE).square().mean() < 0.5 * wanted_NE.var(dim=0).mean()
+    told_N4M = ((tokens_ND - tokens_ND.mean(dim=0)) @ room(WORD, seed=0).t()).unflatten(1, (4, MARKS))
+    likeliest_N4 = told_N4M.argmax(dim=-1) / (MARKS - 1)
+    assert ((likeliest_N4 - EDGES_N4[NAMED_N]).abs() <= 0.1).float().mean() > 0.7
     kinds_KD = torch.stack([tokens_ND[KIND_N[NAMED_N] == kind].mean(dim=0) for kind in range(KINDS)])
     within = (tokens_ND - kinds_KD[KIND_N[NAMED_N]]).norm(dim=1).mean()
     assert 0.5 < within / (kinds_KD - kinds_KD.mean(dim=0)).norm(dim=1).mean() < 2
 
 
 @torch.no_grad()
-def test_empty_cells_say_little() -> None:
+def test_tokens_are_as_loud_as_words() -> None:
+    """A name and a place, each as far from the mean word as words are."""
     layers = linear(QUERY, WORD)
     translate(layers, *GIVEN)
-    mean_D = WORDS_KD[KIND_N[NAMED_N]].mean(dim=0)
-    said_N = (layers(QUERIES_NQ) - mean_D).norm(dim=1)
-    assert said_N[~NAMED_N].mean() < 0.3 * said_N[NAMED_N].mean()
-    elsewhere = linear(QUERY, WORD)
-    queries_NQ, words_ND, edges_N4, named_N = GIVEN
-    words_ND, edges_N4 = words_ND.clone(), edges_N4.clone()
-    words_ND[~named_N], edges_N4[~named_N] = 9.0, 0.0
-    translate(elsewhere, queries_NQ, words_ND, edges_N4, named_N)
-    assert torch.equal(elsewhere[0].weight, layers[0].weight), "what is given for cells without a thing is not read"
+    mean_D = WORDS_KD.mean(dim=0)
+    loud = (layers(QUERIES_NQ[NAMED_N]) - mean_D).norm(dim=1).mean()
+    assert loud.item() == pytest.approx(2**0.5 * (WORDS_KD - mean_D).norm(dim=1).mean().item(), rel=1e-3)
 
 
 @torch.no_grad()
-def test_least_squares_find_a_map_that_is_there() -> None:
-    map_DQ = torch.randn(WORD, QUERY, generator=torch.Generator().manual_seed(2))
-    wanted_ND = QUERIES_NQ @ map_DQ.t() + 5
-    weight_DQ, bias_D = least_squares(QUERIES_NQ, wanted_ND)
-    assert_close((QUERIES_NQ @ weight_DQ.t() + bias_D).mean(dim=0), wanted_ND.mean(dim=0), rtol=0, atol=1e-3)
-    assert (QUERIES_NQ @ weight_DQ.t() + bias_D - wanted_ND).square().mean() < 0.05 * wanted_ND.var(dim=0).mean()
+def test_empty_cells_say_little() -> None:
+    layers = linear(QUERY, WORD)
+    translate(layers, *GIVEN)
+    mean_D = WORDS_KD.mean(dim=0)
+    said_N = (layers(QUERIES_NQ) - mean_D).norm(dim=1)
+    assert said_N[~NAMED_N].mean() < 0.3 * said_N[NAMED_N].mean()
+    elsewhere = linear(QUERY, WORD)
+    queries_NQ, words_UD, names_N, edges_N4 = GIVEN
+    translate(elsewhere, queries_NQ, words_UD, names_N, torch.where(NAMED_N[:, None], edges_N4, 9.0))
+    assert torch.equal(elsewhere[0].weight, layers[0].weight), "what is given for cells without a thing is not read"
 
 
 @pytest.mark.parametrize(
