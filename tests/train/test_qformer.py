@@ -312,9 +312,15 @@ def test_queries_learn_boxes_of_windows_that_are_drawn_once(
     changed = {name for name in some if not torch.equal(some[name], others[name])}
     assert changed == {"connector.layers.0.weight", "connector.layers.0.bias"}
     unnamed = {**shown_to, "sources": [{"kind": "flickr8k", "path": "flickr8k"}]}
+    spoken = [{"from": "human", "value": "<image>\n"}, {"from": "gpt", "value": "<p>dog</p> {<10><10><90><90>}"}]
+    photo = next(path for path in data_folder.rglob("*") if path.suffix in (".jpg", ".png"))
+    (tmp_path / "dogs.json").write_text(json.dumps([{"id": "dog", "image": photo.name, "conversations": spoken}]))
+    alone = {"annotations": str(tmp_path / "dogs.json"), "images": str(photo.parent)}
+    one_name = {**shown_to, "sources": [{"kind": "llava", "path": "coco", "options": alone}]}
     for changes, error, message in (
         ({"connector_weights": cells.output, "vision_weights": cells.output}, ConfigurationError, "know no boxes and names"),
         ({"translated_data": unnamed}, DataError, "translated_data shows nothing that has a name"),
+        ({"translated_data": one_name}, DataError, "translated_data shows things of one name alone"),
     ):
         with pytest.raises(error, match=message):
             run_assemble(PartsRecipe.model_validate({**fields, "output": tmp_path / "no", "translated_data": shown_to, **changes}))
