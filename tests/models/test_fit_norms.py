@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,9 +28,9 @@ def decoder(name: str) -> PreTrainedModel:
     return model
 
 
-def with_norms(plain: PreTrainedModel) -> PreTrainedModel:
+def with_norms(plain: PreTrainedModel, norms: NormsConfig = ALL) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(plain.config).eval()
-    add_norms(model, ALL)
+    add_norms(model, norms)
     model.load_state_dict(plain.state_dict(), strict=False)
     return model
 
@@ -48,6 +50,16 @@ def test_fitted_norms_are_nearer_to_the_plain_model_than_identities_on_text_they
     unseen = write_texts(plain, seed=1)
     assert distance(fitted, plain, unseen) < 0.5 * distance(identities, plain, unseen)
     assert all(torch.equal(weight, fitted.state_dict()[key]) for key, weight in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["llama", "phi"])
+def test_norms_with_room_below_their_epsilon_hardly_change_what_the_layers_give(name: str) -> None:
+    plain = decoder(name)
+    fitted, roomy = with_norms(plain), with_norms(plain, replace(ALL, head_eps=1e6, output_eps=1e6))
+    fit_norms(fitted, plain, seed=0)
+    fit_norms(roomy, plain, seed=0)
+    unseen = write_texts(plain, seed=1)
+    assert distance(roomy, plain, unseen) < 0.5 * distance(fitted, plain, unseen)
 
 
 def test_norms_can_be_fitted_singly() -> None:

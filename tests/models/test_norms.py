@@ -174,7 +174,14 @@ def test_the_model_class_saves_and_loads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"), [({"qk": True}, "known: query, key"), ({"query": 1}, "true or false"), ({"head_eps": True}, "a number")]
+    ("values", "says"),
+    [
+        ({"qk": True}, "known: query, key"),
+        ({"query": 1}, "true or false"),
+        ({"head_eps": True}, "a number"),
+        ({"head_eps": -1.0}, "a number from 0 on"),
+        ({"output_eps": float("nan")}, "a number from 0 on"),
+    ],
 )
 def test_wrong_options_are_named(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):

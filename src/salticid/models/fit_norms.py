@@ -65,7 +65,7 @@ def fit_layer_norm(norm: HeadLayerNorm, rows_NK: Tensor) -> None:
     normal_NK = F.layer_norm(rows_NK, norm.normalized_shape, eps=norm.eps)
     normal_K, mean_K = normal_NK.mean(0), rows_NK.mean(0)
     centred_NK = normal_NK - normal_K
-    slope_K = (centred_NK * (rows_NK - mean_K)).sum(0) / centred_NK.square().sum(0).clamp(min=norm.eps)
+    slope_K = (centred_NK * (rows_NK - mean_K)).sum(0) / centred_NK.square().sum(0).clamp(min=_least(norm.eps))
     norm.weight.copy_(slope_K)
     norm.bias.copy_(mean_K - slope_K * normal_K)
 
@@ -76,7 +76,12 @@ def fit_rms_norm(norm: RootMeanSquareLayerNorm, rows_ND: Tensor) -> None:
     assert norm.weight is not None
     assert norm.eps is not None
     normal_ND = F.rms_norm(rows_ND, norm.normalized_shape, eps=norm.eps)
-    norm.weight.copy_((normal_ND * rows_ND).sum(0) / normal_ND.square().sum(0).clamp(min=norm.eps))
+    norm.weight.copy_((normal_ND * rows_ND).sum(0) / normal_ND.square().sum(0).clamp(min=_least(norm.eps)))
+
+
+def _least(eps: float) -> float:
+    """Sums of squares below this are noise: what a norm gives is the smaller, the larger its epsilon."""
+    return 1e-5 / max(eps, 1.0)
 
 
 @torch.no_grad()

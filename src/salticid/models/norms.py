@@ -31,7 +31,8 @@ class NormsConfig:
     query, key: LayerNorm over each head of the queries or keys, one weight for all heads, before the rotary embedding.
     attention_output: RMSNorm on what attention gives, before it is added to the residual.
     input: the decoder layer's own first normalisation; turning it off is the ablation of the paper's table.
-    head_eps, output_eps: upstream's, `config.layer_norm_eps` of Phi-2 and LlamaRMSNorm's default.
+    head_eps, output_eps: upstream's, `config.layer_norm_eps` of Phi-2 and LlamaRMSNorm's default. Large ones give room: what is small
+        beside the root of its epsilon is scaled by nearly one number, and only what grows beyond is held (docs/norms.md).
     """
 
     query: bool = False
@@ -51,6 +52,8 @@ class NormsConfig:
             if isinstance(known[name], bool) != isinstance(value, bool) or not isinstance(value, bool | float | int):
                 kind = "true or false" if isinstance(known[name], bool) else "a number"
                 raise ConfigurationError(f"norms.{name} is {value!r}; it must be {kind}")
+            if not isinstance(value, bool) and not 0 <= value < float("inf"):
+                raise ConfigurationError(f"norms.{name} is {value}; it must be a number from 0 on")
         return cls(**values)
 
 
