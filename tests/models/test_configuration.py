@@ -31,6 +31,7 @@ def test_defaults_are_a_whole_model() -> None:
         ({"connector_config": {"activation": "gelo"}}, r"unknown connector activation 'gelo'; known: gelu"),
         ({"connector_config": {"kind": "qformer", "pool": 2}}, r"a Q-Former reads all patches"),
         ({"connector_config": {"qformer_config": {"hidden_size": 16}}}, r"qformer_config is given but the connector kind is 'mlp'"),
+        ({"connector_config": {"boxed_queries": True}}, r"boxed_queries is given but the connector kind is 'mlp'; set kind to 'qformer'"),
         ({"connector_config": {"kind": "qformer", "qformer_config": {"model_type": "bert"}}}, r"unknown Q-Former 'bert'"),
         ({"vision_config": {"model_type": "vit"}}, r"unknown vision tower 'vit'; set its model_type to one of clip_vision_model"),
         ({"vision_config": {"hidden_size": 8}}, r"unknown vision tower None; set its model_type"),

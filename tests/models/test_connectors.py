@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from salticid.models import VisionLanguageConfig
 from salticid.models.connectors import build_connector
+from salticid.models.qformer.losses import MARKS, read_boxes
 
 
 def build(tiny: Any, connector: dict[str, Any]) -> Any:
@@ -74,3 +75,21 @@ def test_queries_start_different_from_each_other(tiny: Any) -> None:
     torch.manual_seed(0)
     queries = VisionLanguageModel(tiny.config("siglip", "qformer")).connector.query_tokens
     assert 0.01 < queries.std() < 0.03
+
+
+def test_queries_say_their_boxes_to_the_linear_layers(tiny: Any) -> None:
+    """The last numbers are shares of marks beyond an even one: what `read_boxes` reads, of a cell with a thing; none of an empty one."""
+    config = tiny.config("siglip", "qformer").connector_config.to_dict()
+    connector = build(tiny, {**config, "boxed_queries": True})
+    width = connector.box_head.in_features
+    assert connector.layers[0].in_features == width + 4 * MARKS
+    features = torch.randn(2, 16, 16)
+    with torch.no_grad():
+        hidden, said = connector.read(features).split([width, 4 * MARKS], dim=-1)
+        presence, edges = read_boxes(connector.box_head(hidden))
+        shares = said.unflatten(-1, (4, MARKS)) / presence.sigmoid()[..., None, None] + 1 / MARKS
+        assert_close(shares.sum(dim=-1), torch.ones(2, connector.query_tokens.shape[1], 4))
+        assert_close(shares @ torch.linspace(0, 1, MARKS), edges)
+        connector.box_head.bias[0] = -1e9
+        assert not connector.read(features)[..., width:].any()
+        assert connector(features).shape == (2, connector.query_tokens.shape[1], 24)

@@ -304,13 +304,15 @@ def test_queries_learn_boxes_of_windows_that_are_drawn_once(
     VisionLanguageModel.from_pretrained(tiny_model_folder).language_model.save_pretrained(language)
     _copy_tokenizer(tiny_model_folder, language)
     fields = {"vision": VISION, "vision_weights": boxes.output, "connector_weights": boxes.output, "language": language}
-    fields |= {"image": "efficientnet_lite", "connector": square, "model": {"vision_positions": True, "vision_standardized": True}}
+    telling = {**square, "boxed_queries": True}
+    fields |= {"image": "efficientnet_lite", "connector": telling, "model": {"vision_positions": True, "vision_standardized": True}}
     shown_to = {"folder": data_folder, "sources": [source]}
     by_chance = run_assemble(PartsRecipe.model_validate({**fields, "output": tmp_path / "chance"}))
     translated = run_assemble(PartsRecipe.model_validate({**fields, "output": tmp_path / "translated", "translated_data": shown_to}))
     some, others = weights(by_chance), weights(translated)
     changed = {name for name in some if not torch.equal(some[name], others[name])}
     assert changed == {"connector.layers.0.weight", "connector.layers.0.bias"}
+    assert torch.equal(others["connector.box_head.weight"], weights(boxes.output)["box_head.weight"])
     unnamed = {**shown_to, "sources": [{"kind": "flickr8k", "path": "flickr8k"}]}
     spoken = [{"from": "human", "value": "<image>\n"}, {"from": "gpt", "value": "<p>dog</p> {<10><10><90><90>}"}]
     photo = next(path for path in data_folder.rglob("*") if path.suffix in (".jpg", ".png"))
@@ -318,13 +320,13 @@ def test_queries_learn_boxes_of_windows_that_are_drawn_once(
     alone = {"annotations": str(tmp_path / "dogs.json"), "images": str(photo.parent)}
     one_name = {**shown_to, "sources": [{"kind": "llava", "path": "coco", "options": alone}]}
     for changes, error, message in (
-        ({"connector_weights": cells.output, "vision_weights": cells.output}, ConfigurationError, "know no boxes and names"),
+        ({"connector_weights": cells.output, "vision_weights": cells.output}, CheckpointError, "know no boxes; train them with"),
         ({"translated_data": unnamed}, DataError, "translated_data shows nothing that has a name"),
         ({"translated_data": one_name}, DataError, "translated_data shows things of one name alone"),
     ):
         with pytest.raises(error, match=message):
             run_assemble(PartsRecipe.model_validate({**fields, "output": tmp_path / "no", "translated_data": shown_to, **changes}))
-    with pytest.raises(ValueError, match="translated_data needs a Q-Former that knows boxes and names; give connector_weights"):
+    with pytest.raises(ValueError, match="translated_data needs a Q-Former that tells boxes; give connector_weights"):
         PartsRecipe.model_validate({**fields, "output": tmp_path / "no", "translated_data": shown_to, "connector_weights": None})
     assert not (tmp_path / "no").exists()
 
@@ -363,6 +365,7 @@ def test_parts_that_do_not_fit_are_refused(recipe: Build, tmp_path: Path) -> Non
         ({"data__max_tokens": 33}, ConfigurationError, "max_tokens is 33 but the Q-Former has 32 positions"),
         ({"model": {"vision_layer": [1]}}, ConfigurationError, "has no option 'vision_layer'"),
         ({"model": {"local_queries": True}}, ConfigurationError, "3 queries are no square of cells"),
+        ({"connector": {**recipe().connector, "boxed_queries": True}}, ConfigurationError, "in pretraining queries learn boxes by"),
         ({"vision_weights": tmp_path / "none.pth"}, CheckpointError, "no vision weights at"),
         ({"start": tmp_path / "none.pth"}, CheckpointError, "there is no file"),
     ):

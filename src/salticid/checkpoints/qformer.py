@@ -93,9 +93,12 @@ def fill_connector(model: VisionLanguageModel, folder: Path) -> None:
         raise CheckpointError(
             f"the Q-Former in {folder} reads another vision tower; set vision_weights to {folder}, and {', '.join(reads)}"
         )
-    weights = connector_weights(trained)
     if model.config.connector_config.kind != "qformer":
         raise CheckpointError("this model's connector is no Q-Former; set connector.kind to 'qformer'")
+    boxed = model.config.connector_config.boxed_queries
+    if boxed and trained.box_head is None:
+        raise CheckpointError(f"the queries of {folder} know no boxes; train them with model.boxed_queries, or leave it out of connector")
+    weights = connector_weights(trained, boxed)
     like = {name: weight.shape for name, weight in model.connector.state_dict().items() if not name.startswith("layers.")}
     if wrong := [name for name in {**like, **weights} if name not in weights or like.get(name) != weights[name].shape]:
         raise CheckpointError(f"the Q-Former in {folder} has other sizes than this connector's: {listed(wrong, most=3)}")

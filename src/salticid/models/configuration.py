@@ -48,7 +48,8 @@ class ConnectorConfig(PreTrainedConfig):
     connector, `depth=2, activation="gelu"` is LLaVA's `mlp2x_gelu`, `shuffle=2` the connector of Idefics3 and nanoVLM.
 
     `kind="qformer"`: a BLIP-2 Q-Former with `queries` learned queries, then `depth` linear layers; TinyGPT-V has two with no
-    activation between (`depth=2, hidden_size=4096, activation=None`).
+    activation between (`depth=2, hidden_size=4096, activation=None`). With `boxed_queries`, a Q-Former that was pretrained with them, each
+    query also says to the linear layers where the box of what lies on its cell is.
     """
 
     model_type = "salticid_connector"
@@ -63,6 +64,7 @@ class ConnectorConfig(PreTrainedConfig):
     pool: int = 1
     shuffle: int = 1
     queries: int = 32
+    boxed_queries: bool = False
     qformer_config: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -79,8 +81,9 @@ class ConnectorConfig(PreTrainedConfig):
             self.qformer_config = _sub_config(self.qformer_config or {}, "Q-Former", ("blip_2_qformer",))
             if self.pool > 1 or self.shuffle > 1:
                 raise ConfigurationError("a Q-Former reads all patches; set pool and shuffle to 1")
-        elif self.qformer_config is not None:
-            raise ConfigurationError("qformer_config is given but the connector kind is 'mlp'; set kind to 'qformer'")
+        elif self.qformer_config is not None or self.boxed_queries:
+            name = "qformer_config" if self.qformer_config is not None else "boxed_queries"
+            raise ConfigurationError(f"{name} is given but the connector kind is 'mlp'; set kind to 'qformer'")
         super().__post_init__(**kwargs)
 
 

@@ -28,8 +28,8 @@ def run_assemble(recipe: PartsRecipe) -> Path:
     fields = recipe.model_dump(exclude={"output", "vocabulary_data", "translated_data"})
     fields |= {name: find_part(fields[name]) for name in ("vision_weights", "language")}
     model, processor = assemble(Parts(**fields, vocabulary_texts=_texts(sources)))
-    if recipe.translated_data is not None and recipe.connector_weights is not None:
-        start_translated(model, processor, recipe.connector_weights, recipe.translated_data, recipe.seed)
+    if recipe.translated_data is not None:
+        start_translated(model, processor, recipe.translated_data, recipe.seed)
     with publishing(recipe.output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

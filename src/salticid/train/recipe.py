@@ -231,8 +231,10 @@ class PartsRecipe(Strict):
 
     @model_validator(mode="after")
     def _has_queries_to_translate(self) -> PartsRecipe:
-        if self.translated_data is not None and self.connector_weights is None:
-            raise ValueError("translated_data needs a Q-Former that knows boxes and names; give connector_weights, or leave it out")
+        if self.translated_data is not None and not (self.connector_weights and self.connector.get("boxed_queries")):
+            raise ValueError(
+                "translated_data needs a Q-Former that tells boxes; give connector_weights and connector.boxed_queries, or leave it out"
+            )
         return self
 
 

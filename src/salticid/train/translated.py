@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from salticid.checkpoints.qformer import load_qformer
-from salticid.data.boxes import parse_boxes
-from salticid.errors import ConfigurationError, DataError
+from salticid.data.boxes import GRID, parse_boxes
+from salticid.errors import DataError
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
-from salticid.models.qformer.losses import cell_owners
+from salticid.models.qformer.losses import MARKS, cell_owners
 from salticid.models.qformer.translate import translate
 from salticid.train.captioned import answers_of
 from salticid.train.data import TrainingData
@@ -23,26 +21,25 @@ BATCH = 16
 
 
 @torch.no_grad()
-def start_translated(model: VisionLanguageModel, processor: VisionLanguageProcessor, folder: Path, data: DataRecipe, seed: int) -> None:
-    """Fit the connector's linear layers to `VIEWS` views of boxed things.
+def start_translated(model: VisionLanguageModel, processor: VisionLanguageProcessor, data: DataRecipe, seed: int) -> None:
+    """Fit the linear layers behind a trained Q-Former to `VIEWS` views of boxed things.
 
     Args:
-        folder: the Q-Former that the connector was filled from. data: gives views with `<p>name</p> {box}`, as for `boxed_queries`.
+        data: gives views with `<p>name</p> {box}`, as for `boxed_queries`.
 
     Raises:
-        ConfigurationError: its queries know no boxes, or see `translate`. DataError: the views show nothing that has a name.
+        ConfigurationError: see `translate`. DataError: the views show nothing that has a name.
     """
-    trained = load_qformer(folder)[0].eval()
-    if trained.box_head is None:
-        raise ConfigurationError(f"the queries of {folder} know no boxes and names; train them with model.boxed_queries")
+    model.eval()  # a tower's running means are its own
     views = TrainingData(data, VIEWS, seed)
     embeddings: Any = model.language_model.get_input_embeddings()
-    told, boxes, owned = [], [], []
+    connector: Any = model.connector
+    told, owned = [], []
     names: dict[str, int] = {}
     for start in range(0, VIEWS, BATCH):
         examples = [views[number] for number in range(start, start + BATCH)]
         pixels = processor.image_processor([example.images[0] for example in examples], return_tensors="pt")["pixel_values"]
-        queries_BQD = trained.read(trained.get_image_features(pixels))
+        queries_BQD = connector.read(model.vision_tower(pixels))
         for queries_QD, example in zip(queries_BQD, examples, strict=True):
             regions = [region for region in parse_boxes(answers_of(example)) if region.label]
             if not regions:
@@ -52,15 +49,15 @@ def start_translated(model: VisionLanguageModel, processor: VisionLanguageProces
             labels_K = torch.tensor([names.setdefault(region.label, len(names)) for region in regions])
             told.append(queries_QD)
             owned.append(torch.where(owners_Q >= 0, labels_K[owners_Q.clamp(min=0)], -1))
-            boxes.append(edges_K4[owners_Q.clamp(min=0)])
     if len(names) < 2:
         shown = "nothing that has a name" if not names else "things of one name alone"
         raise DataError(f"translated_data shows {shown}: none of {VIEWS} views has another <p>name</p> {{<x1><y1><x2><y2>}}")
-    layers = cast(torch.nn.Sequential, model.connector.layers)
-    words_UD = torch.stack([_embedding(name, processor.tokenizer, embeddings) for name in names])
-    translate(layers, torch.cat(told), words_UD, torch.cat(owned), torch.cat(boxes), seed)
+    words_UD = torch.stack([_embeddings(f" {name}", processor.tokenizer, embeddings).mean(dim=0) for name in names])  # as in a sentence
+    opened = len(_embeddings("<", processor.tokenizer, embeddings))
+    written = [f"<{min(GRID * mark // (MARKS - 1), GRID - 1)}>" for mark in range(MARKS)]  # as in a box
+    numbers_MD = torch.stack([_embeddings(number, processor.tokenizer, embeddings)[opened] for number in written])
+    translate(connector.layers, torch.cat(told), words_UD, numbers_MD, torch.cat(owned), seed)
 
 
-def _embedding(name: str, tokenizer: Any, embeddings: Any) -> torch.Tensor:
-    ids = tokenizer(f" {name}", add_special_tokens=False)["input_ids"]  # as in the middle of a sentence
-    return cast(torch.Tensor, embeddings(torch.tensor(ids)).mean(dim=0))
+def _embeddings(text: str, tokenizer: Any, embeddings: Any) -> torch.Tensor:
+    return cast(torch.Tensor, embeddings(torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])))

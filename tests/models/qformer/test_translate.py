@@ -9,20 +9,22 @@ import torch
 from torch import nn
 
 from salticid.errors import ConfigurationError
-from salticid.models.qformer.losses import MARKS, marks
+from salticid.models.qformer.losses import MARKS, marks, say_boxes
 from salticid.models.qformer.translate import room, translate
 
-QUERY, WORD, KINDS, PLACES = 72, 256, 9, 44
+HIDDEN, WORD, KINDS = 72, 256, 9
+QUERY = HIDDEN + 4 * MARKS
 GENERATOR = torch.Generator().manual_seed(0)
-NAMES_KQ, WORDS_KD = torch.randn(KINDS, QUERY, generator=GENERATOR), torch.randn(KINDS, WORD, generator=GENERATOR) + 2
-PLACES_EQ = torch.randn(PLACES, QUERY, generator=GENERATOR)
+NAMES_KQ, WORDS_KD = torch.randn(KINDS, HIDDEN, generator=GENERATOR), torch.randn(KINDS, WORD, generator=GENERATOR) + 2
+NUMBERS_MD = torch.randn(MARKS, WORD, generator=GENERATOR) + 2
 KIND_N = torch.arange(KINDS).repeat(200)
 EDGES_N4 = torch.rand(len(KIND_N), 4, generator=GENERATOR)
 NAMED_N = torch.arange(len(KIND_N)) % 4 != 0
 # Queries tell the kind and the edges of what lies on their cell, and nothing where there is nothing.
-QUERIES_NQ = NAMED_N[:, None] * (2 * NAMES_KQ[KIND_N] + marks(EDGES_N4).flatten(1) @ PLACES_EQ)
-QUERIES_NQ += 0.1 * torch.randn(len(KIND_N), QUERY, generator=GENERATOR)
-GIVEN = (QUERIES_NQ, WORDS_KD, torch.where(NAMED_N, KIND_N, -1), EDGES_N4)
+SAID_NE = say_boxes(torch.cat([20.0 * NAMED_N[:, None] - 10, (marks(EDGES_N4) + 1e-3).log().flatten(1)], dim=1))
+HIDDEN_NQ = 2 * NAMED_N[:, None] * NAMES_KQ[KIND_N] + 0.1 * torch.randn(len(KIND_N), HIDDEN, generator=GENERATOR)
+QUERIES_NQ = torch.cat([HIDDEN_NQ, SAID_NE], dim=1)
+GIVEN = (QUERIES_NQ, WORDS_KD, NUMBERS_MD, torch.where(NAMED_N, KIND_N, -1))
 
 
 def linear(*widths: int) -> nn.Sequential:
@@ -36,7 +38,7 @@ def rightly_named(layers: nn.Sequential) -> float:
     return (likeness_NK.argmax(dim=1) == KIND_N[NAMED_N]).float().mean().item()
 
 
-@pytest.mark.parametrize("widths", [(QUERY, WORD), (QUERY, 80, WORD)])
+@pytest.mark.parametrize("widths", [(QUERY, WORD), (QUERY, 120, WORD)])
 @torch.no_grad()
 def test_tokens_are_nearest_to_the_words_that_their_queries_name(widths: tuple[int, ...]) -> None:
     layers = linear(*widths)
@@ -52,7 +54,7 @@ def test_where_a_thing_is_can_be_read_from_its_token() -> None:
     layers = linear(QUERY, WORD)
     translate(layers, *GIVEN)
     tokens_ND = layers(QUERIES_NQ[NAMED_N])
-    told_N4M = ((tokens_ND - tokens_ND.mean(dim=0)) @ room(WORD, seed=0).t()).unflatten(1, (4, MARKS))
+    told_N4M = ((tokens_ND - tokens_ND.mean(dim=0)) @ torch.linalg.pinv(room(NUMBERS_MD, seed=0))).unflatten(1, (4, MARKS))
     likeliest_N4 = told_N4M.argmax(dim=-1) / (MARKS - 1)
     assert ((likeliest_N4 - EDGES_N4[NAMED_N]).abs() <= 0.1).float().mean() > 0.7
     kinds_KD = torch.stack([tokens_ND[KIND_N[NAMED_N] == kind].mean(dim=0) for kind in range(KINDS)])
@@ -62,12 +64,23 @@ def test_where_a_thing_is_can_be_read_from_its_token() -> None:
 
 @torch.no_grad()
 def test_tokens_are_as_loud_as_words() -> None:
-    """A name and a place, each as far from the mean word as words are."""
+    """A name and a place, each about as far from the mean word as words are."""
     layers = linear(QUERY, WORD)
     translate(layers, *GIVEN)
     mean_D = WORDS_KD.mean(dim=0)
     loud = (layers(QUERIES_NQ[NAMED_N]) - mean_D).norm(dim=1).mean()
-    assert loud.item() == pytest.approx(2**0.5 * (WORDS_KD - mean_D).norm(dim=1).mean().item(), rel=1e-3)
+    assert loud.item() == pytest.approx(2**0.5 * (WORDS_KD - mean_D).norm(dim=1).mean().item(), rel=0.1)
+
+
+@torch.no_grad()
+def test_the_numbers_of_a_box_can_be_copied_from_its_token() -> None:
+    """A number that is written for one of a thing's edges is louder in its token than one that is not."""
+    layers = linear(QUERY, WORD)
+    translate(layers, *GIVEN)
+    tokens_ND, numbers_MD = layers(QUERIES_NQ[NAMED_N]), NUMBERS_MD - NUMBERS_MD.mean(dim=0)
+    loud_NM = (tokens_ND - tokens_ND.mean(dim=0)) @ numbers_MD.t()
+    written_NM = (marks(EDGES_N4[NAMED_N]) > 0.5).any(dim=1)
+    assert loud_NM[written_NM].mean() > loud_NM[~written_NM].mean() + loud_NM.std()
 
 
 @torch.no_grad()
@@ -77,15 +90,11 @@ def test_empty_cells_say_little() -> None:
     mean_D = WORDS_KD.mean(dim=0)
     said_N = (layers(QUERIES_NQ) - mean_D).norm(dim=1)
     assert said_N[~NAMED_N].mean() < 0.3 * said_N[NAMED_N].mean()
-    elsewhere = linear(QUERY, WORD)
-    queries_NQ, words_UD, names_N, edges_N4 = GIVEN
-    translate(elsewhere, queries_NQ, words_UD, names_N, torch.where(NAMED_N[:, None], edges_N4, 9.0))
-    assert torch.equal(elsewhere[0].weight, layers[0].weight), "what is given for cells without a thing is not read"
 
 
 @pytest.mark.parametrize(
     "layers",
-    [nn.Sequential(nn.Linear(QUERY, 80), nn.GELU(), nn.Linear(80, WORD)), linear(QUERY, 2, WORD), linear(QUERY, 80, 80, WORD)],
+    [nn.Sequential(nn.Linear(QUERY, 120), nn.GELU(), nn.Linear(120, WORD)), linear(QUERY, 2, WORD), linear(QUERY, 120, 120, WORD)],
 )
 def test_layers_that_cannot_translate_are_refused(layers: nn.Sequential) -> None:
     with pytest.raises(

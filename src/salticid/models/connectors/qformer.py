@@ -8,6 +8,7 @@ from torch import nn
 
 from salticid.models.configuration import VisionLanguageConfig
 from salticid.models.connectors.mlp import linear_layers
+from salticid.models.qformer.losses import BOX_NUMBERS, MARKS, say_boxes
 
 
 class QFormerConnector(nn.Module):
@@ -19,12 +20,20 @@ class QFormerConnector(nn.Module):
     def __init__(self, config: VisionLanguageConfig):
         super().__init__()
         connector = config.connector_config
-        self.query_tokens = nn.Parameter(torch.zeros(1, connector.queries, connector.qformer_config.hidden_size))
+        width = connector.qformer_config.hidden_size
+        self.query_tokens = nn.Parameter(torch.zeros(1, connector.queries, width))
         self.qformer = transformers.Blip2QFormerModel(connector.qformer_config)
-        self.layers = linear_layers(connector, connector.qformer_config.hidden_size, config.text_config.hidden_size)
+        self.box_head = nn.Linear(width, BOX_NUMBERS) if connector.boxed_queries else None
+        self.layers = linear_layers(connector, width + 4 * MARKS * connector.boxed_queries, config.text_config.hidden_size)
 
     def forward(self, features_IND: torch.Tensor) -> torch.Tensor:
         """(I, N, D_vision) -> (I, queries, D_text)."""
+        return self.layers(self.read(features_IND))
+
+    def read(self, features_IND: torch.Tensor) -> torch.Tensor:
+        """What queries tell, (I, N, D_vision) -> (I, queries, D); with `boxed_queries` the last 4 x `MARKS` numbers are their boxes."""
         queries_IQD = self.query_tokens.expand(features_IND.shape[0], -1, -1)
-        outputs = self.qformer(query_embeds=queries_IQD, encoder_hidden_states=features_IND)
-        return self.layers(outputs.last_hidden_state)
+        told_IQD = self.qformer(query_embeds=queries_IQD, encoder_hidden_states=features_IND).last_hidden_state
+        if self.box_head is None:
+            return told_IQD
+        return torch.cat([told_IQD, say_boxes(self.box_head(told_IQD))], dim=-1)

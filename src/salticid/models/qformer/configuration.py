@@ -57,6 +57,10 @@ class QFormerPretrainingConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.connector_config.kind != "qformer":
             raise ConfigurationError(f"Q-Former pretraining has a connector of kind {self.connector_config.kind!r}; set it to 'qformer'")
+        if self.connector_config.boxed_queries:
+            raise ConfigurationError(
+                "connector.boxed_queries is of a whole model; in pretraining queries learn boxes by model.boxed_queries"
+            )
         queries = self.connector_config.queries
         if self.local_queries and math.isqrt(queries) ** 2 != queries:
             raise ConfigurationError(f"{queries} queries are no square of cells; with local_queries give 16, 25, 36, ...")

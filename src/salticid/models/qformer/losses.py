@@ -118,6 +118,15 @@ def read_boxes(told_BQE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return told_BQE[..., 0].float(), shares_BQ4M @ torch.linspace(0, 1, MARKS, device=told_BQE.device)
 
 
+def say_boxes(told_BQE: torch.Tensor) -> torch.Tensor:
+    """Of `BOX_NUMBERS` as `read_boxes` reads them, what linear layers can read (B, Q, 4 * MARKS).
+
+    Each mark's share of its edge beyond an even one, as far as a thing is there at all: of empty cells next to nothing.
+    """
+    shares_BQ4M = told_BQE[..., 1:].unflatten(-1, (4, MARKS)).softmax(dim=-1)
+    return ((shares_BQ4M - 1 / MARKS) * told_BQE[..., :1, None].sigmoid()).flatten(-2)
+
+
 def intersection_over_union(some_N4: torch.Tensor, others_N4: torch.Tensor) -> torch.Tensor:
     """(N,), row by row; nothing for a box whose corners are in the wrong order."""
     least_N2, most_N2 = torch.maximum(some_N4[:, :2], others_N4[:, :2]), torch.minimum(some_N4[:, 2:], others_N4[:, 2:])

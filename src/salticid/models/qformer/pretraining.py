@@ -334,10 +334,12 @@ def text_feed_forward(name: str) -> bool:
     return "layer" in pieces and pieces[pieces.index("layer") + 2] in ("intermediate", "output")
 
 
-def connector_weights(model: QFormerPretrainingModel) -> dict[str, Any]:
-    """The trained queries and Q-Former under the names that `QFormerConnector` has for them."""
+def connector_weights(model: QFormerPretrainingModel, boxed: bool = False) -> dict[str, Any]:
+    """The trained queries and Q-Former, and what reads their boxes, under the names that `QFormerConnector` has for them."""
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if name == "query_tokens" or (name.startswith("qformer.") and not text_feed_forward(name))
+        if name == "query_tokens"
+        or (name.startswith("qformer.") and not text_feed_forward(name))
+        or (boxed and name.startswith("box_head."))
     }

@@ -1,12 +1,13 @@
-"""A start for the linear layers behind a Q-Former that knows boxes and names: tokens that say names in the language model's own words.
+"""A start for the linear layers behind a Q-Former with boxed queries: tokens that say names in the language model's own words.
 
-From what queries tell, one linear map is learned to what a token should say: of a cell with a thing its name, so that of all names' words
-the thing's own are the nearest to the token as the language model embeds them; and where its box is, for which the language model has no
-words, in a room of its own; of a cell without, little. Without it, a few hundred steps would have to find out which directions of a token
-mean which word; and while a language model does not yet know where to look, it sees all tokens at once, where what empty cells happen to
-say would drown the one that has something to tell.
+One linear map from what queries tell to what a token should say: of a cell with a thing its name, learned so that of all names' words the
+thing's own are the nearest to the token as the language model embeds them; and where its box is, by a direction for each mark that an edge
+can lie on, which contains the embedding of the number to be written; of a cell without, little. Without it, a few hundred steps would have
+to find out which directions of a token mean which word; and while a language model does not yet know where to look, it sees all tokens at
+once, where what empty cells happen to say would drown the one that has something to tell.
 
-N queries, Q width of the Q-Former, D width of the language model, U names, E numbers of a box.
+N queries, Q width of what they tell, the last E = 4 M of it their boxes (`say_boxes`), D width of the language model, U names, M marks
+along a side.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salticid.errors import ConfigurationError
-from salticid.models.qformer.losses import BOX_NUMBERS, MARKS, marks
 
 STEPS = 600
 BATCH = 1024
@@ -26,14 +26,16 @@ LEARNING_RATE = 2e-3
 SHARPNESS_RATE = 2e-2
 START = 0.01
 """Standard deviation of the map's numbers before it learns."""
+OWN_SHARE = 0.7
+"""Length of what tells one edge's mark from another's, beside the number that is written for both."""
 
 
-def translate(layers: nn.Sequential, queries_NQ: Tensor, words_UD: Tensor, names_N: Tensor, boxes_N4: Tensor, seed: int = 0) -> None:
+def translate(layers: nn.Sequential, queries_NQ: Tensor, words_UD: Tensor, numbers_MD: Tensor, names_N: Tensor, seed: int = 0) -> None:
     """Set linear layers (one, or two without an activation) to say what queries tell.
 
     Args:
-        queries_NQ: what each query told. words_UD: the mean embedding of each name's words. names_N: which of them lies on the query's
-            cell, -1 where none does. boxes_N4: its box by edges, as fractions of the photo's sides, not read where there is none.
+        queries_NQ: what each query told. words_UD: the mean embedding of each name's words. numbers_MD: the embedding that each mark's
+            number begins with. names_N: which name lies on the query's cell, or -1.
         seed: of the directions that boxes get, and of the order of what is learned.
 
     Raises:
@@ -46,47 +48,55 @@ def translate(layers: nn.Sequential, queries_NQ: Tensor, words_UD: Tensor, names
             f"only one linear layer, or two without an activation, the first {width} wide at least, can start as a translation; "
             "change the connector, or leave translated_data out"
         )
-    mean_D = words_UD.mean(dim=0)
-    whole_DQ, bias_D = _learned(queries_NQ.float(), words_UD.float() - mean_D, names_N, boxes_N4, seed)
+    mean_D = words_UD.float().mean(dim=0)
+    words_UD = words_UD.float() - mean_D
+    hidden_NQ, boxes_NE = queries_NQ.float().split([width - 4 * len(numbers_MD), 4 * len(numbers_MD)], dim=1)
+    naming = _learned(hidden_NQ, words_UD, names_N, seed)
+    room_ED = room(numbers_MD, seed)
     with torch.no_grad():
-        loud = F.linear(queries_NQ[names_N >= 0].float(), whole_DQ, bias_D).norm(dim=1).mean()
-        scale = (words_UD - mean_D).norm(dim=1).mean() * 2**0.5 / loud  # as loud as a word that says as much of something else
-        _set(linear, whole_DQ * scale, mean_D + bias_D * scale)
+        there, loud = names_N >= 0, words_UD.norm(dim=1).mean()  # a name is as loud as a word, and so is a box
+        by_name = loud / naming(hidden_NQ[there]).norm(dim=1).mean()
+        by_box = loud / (boxes_NE[there] @ room_ED).norm(dim=1).mean()
+        _set(linear, torch.cat([naming.weight * by_name, room_ED.t() * by_box], dim=1), mean_D + naming.bias * by_name)
 
 
-def room(width: int, seed: int) -> Tensor:
-    """The directions (E, D) of a token that say where a box is: one for each mark that an edge can lie on."""
+def room(numbers_MD: Tensor, seed: int) -> Tensor:
+    """The directions (E, D) of a token that say where a box is: one for each mark that each edge can lie on.
+
+    Each is the mark's number, which is the same for all edges and can be copied into an answer, and what is drawn for this mark and edge.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(BOX_NUMBERS - 1, width, generator=generator), dim=1)
+    drawn_4MD = F.normalize(torch.randn(4, *numbers_MD.shape, generator=generator), dim=-1)
+    numbers_MD = F.normalize(numbers_MD.float() - numbers_MD.float().mean(dim=0), dim=1)
+    return F.normalize(numbers_MD + OWN_SHARE * drawn_4MD, dim=-1).flatten(0, 1)
 
 
 @torch.enable_grad()
-def _learned(queries_NQ: Tensor, words_UD: Tensor, names_N: Tensor, boxes_N4: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Weight (D, Q) and bias (D,) whose tokens are told apart by name and by box, each by cross-entropy, and say little of empty cells."""
+def _learned(hidden_NQ: Tensor, words_UD: Tensor, names_N: Tensor, seed: int) -> nn.Linear:
+    """What points from queries to their names' words, by cross-entropy, and says little of empty cells."""
     generator = torch.Generator().manual_seed(seed)
-    words_UD, room_ED = F.normalize(words_UD, dim=1), room(words_UD.shape[1], seed)
-    weight_DQ = nn.Parameter(torch.randn(words_UD.shape[1], queries_NQ.shape[1], generator=generator) * START)
-    bias_D = nn.Parameter(torch.zeros(len(weight_DQ)))
-    sharpness_2 = nn.Parameter(torch.tensor([2.5, 1.0]))
-    groups: list[dict[str, Any]] = [{"params": [weight_DQ, bias_D]}, {"params": [sharpness_2], "lr": SHARPNESS_RATE}]
+    words_UD = F.normalize(words_UD, dim=1)
+    naming = nn.Linear(hidden_NQ.shape[1], words_UD.shape[1])
+    nn.init.normal_(naming.weight, std=START, generator=generator)
+    nn.init.zeros_(naming.bias)
+    sharpness = nn.Parameter(torch.tensor(2.5))
+    groups: list[dict[str, Any]] = [{"params": list(naming.parameters())}, {"params": [sharpness], "lr": SHARPNESS_RATE}]
     optimizer = torch.optim.Adam(groups, lr=LEARNING_RATE)
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
-        drawn = torch.randint(len(queries_NQ), (BATCH,), generator=generator)
-        taken = names_N[drawn] >= 0
-        tokens_ND = F.linear(queries_NQ[drawn], weight_DQ, bias_D)
-        told_MD, names_M, boxes_M4 = tokens_ND[taken], names_N[drawn][taken], boxes_N4[drawn][taken]
-        if not len(told_MD):
+        drawn = torch.randint(len(hidden_NQ), (BATCH,), generator=generator)
+        there = names_N[drawn] >= 0
+        if not there.any():
             continue
-        to_name, to_mark = sharpness_2.exp()
-        name = F.cross_entropy(to_name * F.normalize(told_MD, dim=1) @ words_UD.t(), names_M, label_smoothing=0.05)
-        edges = F.cross_entropy((to_mark * told_MD @ room_ED.t()).view(-1, MARKS), marks(boxes_M4).view(-1, MARKS))
-        empty = tokens_ND[~taken].square().sum() / max(int((~taken).sum()), 1)
-        loss = name + edges + empty / told_MD.square().sum(dim=1).mean()
+        said_ND = naming(hidden_NQ[drawn])
+        likeness_NU = F.normalize(said_ND[there], dim=1) @ words_UD.t()
+        name = F.cross_entropy(sharpness.exp() * likeness_NU, names_N[drawn][there], label_smoothing=0.05)
+        empty = said_ND[~there].square().sum() / max(int((~there).sum()), 1)
+        loss = name + empty / said_ND[there].square().sum(dim=1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return weight_DQ.detach(), bias_D.detach()
+    return naming
 
 
 def _set(linear: list[nn.Linear], whole_DQ: Tensor, bias_D: Tensor) -> None:
