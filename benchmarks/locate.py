@@ -19,6 +19,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -36,8 +37,16 @@ from salticid.data.tasks import instruction
 from salticid.models.qformer import QFormerPretrainingConfig
 from salticid.scorers.boxes import box_accuracy, box_iou
 
-Scenes = list[tuple[Image.Image, Image.Image, Box]]
 WHOLE = encode_box(Region(0.0, 0.0, 1.0, 1.0))
+
+
+class Asked(NamedTuple):
+    """A photo, one where the thing asked for is not, that thing, and all that was pasted."""
+
+    photo: Image.Image
+    other: Image.Image
+    box: Box
+    boxes: tuple[Box, ...]
 
 
 def main() -> None:
@@ -55,10 +64,10 @@ def main() -> None:
     else:
         scenes, own, other = draw_scenes(options.data, options.cutouts, options.most, options.count), "the scene", "the bare photo"
     ask = ask_qformer if holds(Path(options.model), QFormerPretrainingConfig.model_type) else ask_model
-    asked = [box.category for _, _, box in scenes]
+    asked = [scene.box.category for scene in scenes]
     answers = {
-        own: ask(options.model, [scene for scene, _, _ in scenes], asked),
-        other: ask(options.model, [photo for _, photo, _ in scenes], asked),
+        own: ask(options.model, [scene.photo for scene in scenes], asked),
+        other: ask(options.model, [scene.other for scene in scenes], asked),
         "always the whole photo": [WHOLE] * len(scenes),
         "always the middle half": [encode_box(Region(0.25, 0.25, 0.75, 0.75))] * len(scenes),
     }
@@ -66,27 +75,29 @@ def main() -> None:
     print("|---|---:|---:|---:|")
     for name, written in answers.items():
         print(f"| {name} | " + " | ".join(f"{figure:.3f}" for figure in score(written, scenes)) + " |")
+    for count, rights in sorted(chosen(answers[own], scenes).items()):
+        print(f"of {count} things the one asked for: {fmean(rights):.3f} of {len(rights)} answers; by chance {1 / count:.3f}")
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
-        for number, ((scene, _, box), answer) in enumerate(zip(scenes[:12], answers[own], strict=False)):
-            show(scene, box, answer).save(options.pictures / f"{number:02}.png")
+        for number, (scene, answer) in enumerate(zip(scenes[:12], answers[own], strict=False)):
+            show(scene.photo, scene.box, answer).save(options.pictures / f"{number:02}.png")
 
 
-def draw_scenes(data: Path, cutouts: Path, most: int, count: int) -> Scenes:
-    named, scenes = read_cutouts(cutouts), []
+def draw_scenes(data: Path, cutouts: Path, most: int, count: int) -> list[Asked]:
+    named, scenes = read_cutouts(cutouts), list[Asked]()
     for number, photo in enumerate(Flickr8k(data / "flickr8k", "dev").photos):
         scene, record = compose(photo, named, most, random.Random(f"locate/{number}"))
         if (boxes := lone_objects(record)) and len(scenes) < count:
             bare = Image.open(photo.path).convert("RGB")
-            scenes.append((scene.of_image(bare), bare, boxes[0]))
+            scenes.append(Asked(scene.of_image(bare), bare, boxes[0], record.objects))
     return scenes
 
 
-def draw_objects(data: Path) -> Scenes:
+def draw_objects(data: Path) -> list[Asked]:
     """Each object with its photo, and with the photo of an object far off in the list."""
     found = [(photo.path, box) for photo in CocoObjects(data / "coco", "heldout").photos for box in lone_objects(photo)]
     photos = [Image.open(path).convert("RGB") for path, _ in found]
-    return [(photos[number], photos[number - len(found) // 2], box) for number, (_, box) in enumerate(found)]
+    return [Asked(photos[number], photos[number - len(found) // 2], box, ()) for number, (_, box) in enumerate(found)]
 
 
 def ask_model(model: str, photos: Sequence[Image.Image], names: Sequence[str]) -> list[str]:
@@ -106,12 +117,23 @@ def ask_qformer(folder: str, photos: Sequence[Image.Image], names: Sequence[str]
     return written
 
 
-def score(answers: list[str], scenes: Scenes) -> tuple[float, float, float]:
+def score(answers: list[str], scenes: list[Asked]) -> tuple[float, float, float]:
     """Share above a half, mean overlap, and share with a box, on the grid of answers."""
     found = [corners(boxes[0]) if (boxes := parse_boxes(answer)) else None for answer in answers]
-    truths = [corners(region(box)) for _, _, box in scenes]
+    truths = [corners(region(scene.box)) for scene in scenes]
     overlaps = [0.0 if box is None else box_iou(box, truth) for box, truth in zip(found, truths, strict=True)]
     return box_accuracy(found, truths).score, fmean(overlaps), sum(box is not None for box in found) / len(found)
+
+
+def chosen(answers: list[str], scenes: list[Asked]) -> dict[int, list[bool]]:
+    """By how many things were pasted, two or more: does the answer overlap the one asked for most? Without answers beside all."""
+    rights: dict[int, list[bool]] = {}
+    for answer, scene in zip(answers, scenes, strict=True):
+        given = parse_boxes(answer)
+        overlaps = {box: box_iou(corners(given[0]), corners(region(box))) for box in scene.boxes} if given else {}
+        if len(overlaps) > 1 and max(overlaps.values()) > 0:
+            rights.setdefault(len(overlaps), []).append(max(overlaps, key=overlaps.__getitem__) == scene.box)
+    return rights
 
 
 def corners(box: Region) -> tuple[float, float, float, float]:

@@ -34,7 +34,7 @@ MAKES: dict[str, dict[str, Any]] = {
     "gemma": {"text": {"model_type": "gemma", "tie_word_embeddings": True, "head_dim": 16}},
     "qformer": {
         "text": {"model_type": "llama", "tie_word_embeddings": True},
-        "connector": {"kind": "qformer", "queries": 4, "depth": 2, "activation": None, "qformer_config": QFORMER},
+        "connector": {"kind": "qformer", "queries": 4, "boxed_queries": True, "depth": 2, "activation": None, "qformer_config": QFORMER},
     },
 }
 IMAGE_TOKEN = 3

@@ -15,7 +15,7 @@ from salticid.data.boxes import Region
 from salticid.data.datasets.photo_tasks import PhotoTasks
 from salticid.data.datasets.told import with_told, write_told
 from salticid.data.records import Box, CaptionedPhoto
-from salticid.errors import ConfigurationError, DataError
+from salticid.errors import ConfigurationError, DataError, ImageError
 from salticid.train import told_boxes
 from salticid.train.told_boxes import single_things, tell_boxes
 
@@ -90,6 +90,24 @@ def test_each_thing_gets_its_box_where_anything_is(qformer: Told) -> None:
     assert human.label in people, "two words for whoever stands in one box give one box"
     called = {tell_one(name) for name in map(str, range(20))}
     assert called == people
+
+
+def test_a_photo_that_cannot_be_read_is_passed_over(
+    qformer: Told, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(path: Path) -> Image.Image:
+        if "bad" in path.name:
+            raise ImageError(f"{path} is no photo")
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(told_boxes, "read_photo", read)
+    monkeypatch.setattr(told_boxes, "BATCH", 2)
+    photos = [photo("a dog", "a dog", name=name) for name in ("bad.png", "worse_bad.png", "0.png", "1.png", "bad2.png")]
+    told = dict(tell_boxes(Path("q"), photos, KINDS))
+    assert [path.name for path in told] == ["0.png", "1.png"]
+    assert "passed over photo 3 of at most 100: bad2.png is no photo" in caplog.text
+    with pytest.raises(DataError, match=r"3 photos could not be read, 2 may be \(max_unreadable\); the last: bad2.png is no photo"):
+        list(tell_boxes(Path("q"), photos, KINDS, max_unreadable=2))
 
 
 def tell_one(name: str) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from salticid.checkpoints.lora import LORA_FOLDER
 from salticid.errors import CheckpointError
 
 UNFINISHED = "unfinished"
+REPORT_FILE = "training.json"
 
 
 @contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
+def publishing(folder: Path, report: dict[str, Any] | None = None) -> Iterator[Path]:
     """A folder to write a model into; when the block ends, its files take their places in `folder`, over those of an older model.
 
     `config.json`, without which a folder holds no model, goes first and comes last: whoever looks after a kill finds the old model,
-    none, or the new one, never half of one. What else lies in `folder` stays.
+    none, or the new one, never half of one. What else lies in `folder` stays. `report` becomes `training.json` beside the weights.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written.
@@ -28,6 +31,8 @@ def publishing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
+        if report is not None:
+            (unfinished / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         _take_places(unfinished, Path(folder))
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder") from error

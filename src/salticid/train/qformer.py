@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,7 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
         args=training_arguments(recipe, checkpoints, steps),
     )
     keep_recipe(checkpoints, recipe)
-    result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    report = {
-        "recipe": recipe.model_dump(mode="json"),
+    report = trainer.run(last) | {
         "losses": next(
             (
                 {name: entry[name] for name in LOSSES if name in entry}
@@ -70,19 +67,12 @@ def run_qformer(recipe: QFormerRecipe, resume: bool = True, accept_changes: bool
             None,
         ),
         "temperature": model.temperature.item(),
-        "steps": result.global_step,
-        "examples": len(data),
         "photos": len(data.photos) if isinstance(data, CaptionPairs) else sum(map(len, data.data.mixture.sources)),
-        "seconds": round(trainer.seconds),
-        "resumed_from": last and last.name,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
     }
-    with publishing(recipe.output) as folder:
+    with publishing(recipe.output, report) as folder:
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return recipe.output
 
 

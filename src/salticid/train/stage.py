@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from salticid.checkpoints.lora import save_model
 from salticid.data.collate import Collator
 from salticid.data.templates import get_template
 from salticid.engine.catalog import find_model
-from salticid.errors import ConfigurationError, DataError
+from salticid.errors import ConfigurationError
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
 from salticid.train.adapt import adapt, settle_lora
-from salticid.train.data import TrainingData, build_data
+from salticid.train.data import build_data
 from salticid.train.freezing import freeze_except, lower_frozen
 from salticid.train.publish import publishing
 from salticid.train.recipe import StageRecipe
@@ -46,28 +45,14 @@ def run_stage(recipe: StageRecipe, resume: bool = True, accept_changes: bool = F
     checkpoints, last = earlier_run(recipe, resume, accept_changes)
     set_seed(recipe.seed)
     model, processor = _prepare(recipe)
-    data, trainer = _trainer(recipe, model, processor, checkpoints)
+    trainer = _trainer(recipe, model, processor, checkpoints)
     keep_recipe(checkpoints, recipe)
-    try:
-        result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    except DataError as error:  # a process that reads photos ahead sends its whole traceback
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix("salticid.errors.DataError: ")) from error
-    report = {
-        "recipe": recipe.model_dump(mode="json"),
-        "loss": _mean_loss(trainer.state.log_history),
-        "steps": result.global_step,
-        "examples": len(data),
-        **trainer.tally,
-        "seconds": round(trainer.seconds),
-        "resumed_from": last and last.name,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+    report = trainer.run(last) | trainer.tally
+    report["loss"] = _mean_loss(trainer.state.log_history)
     settle_lora(model, recipe.lora)
-    with publishing(recipe.output) as folder:
+    with publishing(recipe.output, report) as folder:
         save_model(model, folder)
         processor.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return recipe.output
 
 
@@ -95,9 +80,7 @@ def _prepare(recipe: StageRecipe) -> tuple[VisionLanguageModel, VisionLanguagePr
     return model, processor
 
 
-def _trainer(
-    recipe: StageRecipe, model: VisionLanguageModel, processor: VisionLanguageProcessor, checkpoints: Path
-) -> tuple[TrainingData, StageTrainer]:
+def _trainer(recipe: StageRecipe, model: VisionLanguageModel, processor: VisionLanguageProcessor, checkpoints: Path) -> StageTrainer:
     options = recipe.data
     collate = Collator(
         processor,
@@ -116,8 +99,8 @@ def _trainer(
         "args": training_arguments(recipe, checkpoints, steps=math.ceil(len(data) / recipe.schedule.step_examples)),
     }
     if recipe.self_critical is None:
-        return data, StageTrainer(data_collator=collate, **common)
-    return data, SelfCriticalTrainer(recipe.self_critical, data.mixture.sources, collate, **common)
+        return StageTrainer(data_collator=collate, **common)
+    return SelfCriticalTrainer(recipe.self_critical, data.mixture.sources, collate, **common)
 
 
 def _mean_loss(history: list[dict[str, Any]]) -> float | None:

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tally:
-    """Counts that worker processes share.
+    """Counts that worker processes share; `option` is what sets `max_unreadable`.
 
     unreadable_photos: photos that were passed over. conversations_left_out: those that reach past the longest sequence.
     examples_left_out: photos of which no conversation fits.
@@ -19,8 +19,8 @@ class Tally:
 
     NAMES = ("unreadable_photos", "conversations_left_out", "examples_left_out")
 
-    def __init__(self, max_unreadable: int):
-        self.max_unreadable = max_unreadable
+    def __init__(self, max_unreadable: int, option: str = "data.max_unreadable"):
+        self.max_unreadable, self.option = max_unreadable, option
         self._counts = {name: multiprocessing.Value("q", 0) for name in self.NAMES}
 
     @property
@@ -35,9 +35,7 @@ class Tally:
         """
         count = self._add("unreadable_photos", 1)
         if count > self.max_unreadable:
-            raise DataError(
-                f"{count} photos could not be read, {self.max_unreadable} may be (data.max_unreadable); the last: {error}"
-            ) from error
+            raise DataError(f"{count} photos could not be read, {self.max_unreadable} may be ({self.option}); the last: {error}") from error
         logger.warning("passed over photo %d of at most %d: %s", count, self.max_unreadable, error)
 
     def leave_out(self, conversations: int, whole: bool = False) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from salticid.checkpoints.qformer import load_qformer
@@ -23,9 +24,10 @@ from salticid.data.caption_text import tokenize_captions
 from salticid.data.questions.mentions import nouns_in, words_of
 from salticid.data.questions.words import THINGS
 from salticid.data.records import CaptionedPhoto
-from salticid.errors import ConfigurationError, DataError
+from salticid.errors import ConfigurationError, DataError, ImageError
 from salticid.models.photos import read_photo
 from salticid.models.qformer.losses import intersection_over_union
+from salticid.train.tally import Tally
 
 BATCH = 16
 VOTES = 2
@@ -35,16 +37,22 @@ PRESENT = 0.1
 SAME = 0.5
 """Overlap above which two people are one."""
 PERSON = "person"
+Wanted = tuple[CaptionedPhoto, dict[str, str]]
+"""A photo, and what to ask it for (`single_things`)."""
 
 
 @torch.no_grad()
-def tell_boxes(folder: Path, photos: Sequence[CaptionedPhoto], names: Sequence[str]) -> Iterator[tuple[Path, list[Region]]]:
+def tell_boxes(
+    folder: Path, photos: Sequence[CaptionedPhoto], names: Sequence[str], max_unreadable: int = 100
+) -> Iterator[tuple[Path, list[Region]]]:
     """For each photo of which anything is told, boxes of things of these names that its captions name, each the only one of its kind.
 
-    A person is called "person" on one half of the photos, and on the others what most captions say, such as "boy".
+    A person is called "person" on one half of the photos, and on the others what most captions say, such as "boy". Photos that cannot be
+    read are passed over, with a warning.
 
     Raises:
-        ConfigurationError: the queries know no boxes. ImageError: a photo cannot be read. DataError: no caption names any such thing.
+        ConfigurationError: the queries know no boxes. DataError: no caption names any such thing; or more than `max_unreadable` photos
+            cannot be read.
     """
     trained, image_processor, tokenizer = load_qformer(folder)
     if trained.eval().box_head is None:
@@ -54,9 +62,12 @@ def tell_boxes(folder: Path, photos: Sequence[CaptionedPhoto], names: Sequence[s
         raise DataError(f"no caption of {len(photos)} photos names anything of which there are boxes; check both data sets")
     ids_UT, mask_UT = tokenize_captions(tokenizer, list(names), trained.config.qformer.max_position_embeddings)
     names_UP = trained.embed_texts(ids_UT, mask_UT)
+    tally = Tally(max_unreadable, option="max_unreadable")
     for start in tqdm(range(0, len(asked), BATCH), desc="boxes of what captions name", unit_scale=BATCH):
-        batch = asked[start : start + BATCH]
-        pixels = image_processor([read_photo(photo.path) for photo, _ in batch], return_tensors="pt")["pixel_values"]
+        images, batch = _read(asked[start : start + BATCH], tally)
+        if not images:
+            continue
+        pixels = image_processor(images, return_tensors="pt")["pixel_values"]
         boxes_IU4, presence_IU = trained.tell(trained.get_image_features(pixels), names_UP)
         for (photo, wanted), boxes_U4, presence_U in zip(batch, boxes_IU4.clamp(0, 1), presence_IU, strict=True):
             told: list[Region] = []
@@ -67,6 +78,18 @@ def tell_boxes(folder: Path, photos: Sequence[CaptionedPhoto], names: Sequence[s
                     told.append(Region(left, top, right, bottom, _called(name, kind, photo.path)))
             if told:
                 yield photo.path, told
+
+
+def _read(asked: Sequence[Wanted], tally: Tally) -> tuple[list[Image.Image], list[Wanted]]:
+    images, readable = [], []
+    for each in asked:
+        try:
+            images.append(read_photo(each[0].path))
+        except ImageError as error:
+            tally.pass_over(error)
+            continue
+        readable.append(each)
+    return images, readable
 
 
 def single_things(photo: CaptionedPhoto, names: Sequence[str]) -> dict[str, str]:

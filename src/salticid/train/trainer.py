@@ -18,7 +18,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from salticid.checkpoints.weights import read_file
-from salticid.errors import CheckpointError, ConfigurationError
+from salticid.errors import CheckpointError, ConfigurationError, DataError
 from salticid.train.freezing import learning_parameters, parameter_groups, resting_modules
 from salticid.train.qformer_recipe import QFormerRecipe
 from salticid.train.recipe import StageRecipe
@@ -59,6 +59,27 @@ class ResumableTrainer(Trainer):
         self.recipe = recipe
         self._started = time.monotonic()
         self._earlier: dict[str, float] = {}
+
+    def run(self, last: Path | None) -> dict[str, Any]:
+        """Train, on from checkpoint `last`; returns what `training.json` says of every kind of run.
+
+        Raises:
+            DataError: in one line also where a process that reads photos ahead sends its whole traceback.
+        """
+        try:
+            result = self.train(resume_from_checkpoint=None if last is None else str(last))
+        except DataError as error:
+            raise DataError(str(error).strip().splitlines()[-1].removeprefix("salticid.errors.DataError: ")) from error
+        data: Any = self.train_dataset
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "steps": result.global_step,
+            "examples": len(data),
+            "seconds": round(self.seconds),
+            "resumed_from": last and last.name,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
 
     @property
     def seconds(self) -> float:

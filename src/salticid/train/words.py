@@ -84,26 +84,13 @@ def run_words(recipe: WordsRecipe, resume: bool = True, accept_changes: bool = F
         args=training_arguments(recipe, checkpoints, math.ceil(len(data) / recipe.schedule.step_examples)),
     )
     keep_recipe(checkpoints, recipe)
-    result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    report = {
-        "recipe": recipe.model_dump(mode="json"),
-        "photos": len(learned),
-        "words": len(words),
-        "held_out": measure(model, images, kept, words) if kept else None,
-        "steps": result.global_step,
-        "examples": len(data),
-        **trainer.tally,
-        "seconds": round(trainer.seconds),
-        "resumed_from": last and last.name,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    with publishing(recipe.output) as folder:
+    report = trainer.run(last) | trainer.tally | {"photos": len(learned), "words": len(words)}
+    report["held_out"] = measure(model, images, kept, words) if kept else None
+    with publishing(recipe.output, report) as folder:
         model.vision_tower.model.save_pretrained(folder)
         images.save_pretrained(folder)
         save_file(model.plain_head(), folder / HEAD_FILE)
         (folder / WORDS_FILE).write_text(json.dumps(words) + "\n", encoding="utf-8")
-        (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return recipe.output
 
 
