@@ -14,9 +14,12 @@ from transformers import AutoTokenizer
 from salticid.checkpoints.load import load_model, load_processor, load_unpacked
 from salticid.engine.catalog import find_model
 from salticid.errors import CheckpointError, ConfigurationError, ModelNotFoundError
+from salticid.models.photos import read_photo
+from salticid.models.vision import LEAST_DEVIATION
 from salticid.quant import quantize_folder
 from salticid.train import assemble as assemble_module
 from salticid.train.assemble import run_assemble
+from salticid.train.data import build_sources
 from salticid.train.recipe import PartsRecipe, StageRecipe
 from salticid.train.stage import run_stage
 
@@ -87,6 +90,22 @@ def test_extra_normalisations_start_as_identities(recipe: PartsRecipe) -> None:
     added = {name: weight for name, weight in load_model(recipe.output).named_parameters() if "_layernorm" in name and "self_attn" in name}
     assert len(added) == 5
     assert all(bool((weight == float(name.endswith("weight"))).all()) for name, weight in added.items())
+
+
+def test_features_are_standardized_as_photos_of_the_data_show_them(recipe: PartsRecipe) -> None:
+    recipe = recipe.model_copy(update={"model": {**recipe.model, "vision_standardized": True}})
+    run_assemble(recipe)
+    model, processor = load_model(recipe.output), load_processor(recipe.output)
+    assert recipe.vocabulary_data is not None
+    photos = [read_photo(s.example(i, 0).images[0]) for s in build_sources(recipe.vocabulary_data) for i in range(len(s))]
+    with torch.inference_mode():
+        features_IND = model.vision_tower(processor.image_processor(photos, return_tensors="pt")["pixel_values"])
+    loud_D = model.vision_tower.feature_deviation > LEAST_DEVIATION
+    assert loud_D.sum() > 10
+    torch.testing.assert_close(features_IND.mean(dim=(0, 1)), torch.zeros(loud_D.shape), atol=1e-3, rtol=0)
+    torch.testing.assert_close(features_IND.std(dim=(0, 1))[loud_D], torch.ones(int(loud_D.sum())), atol=1e-3, rtol=0)
+    with pytest.raises(ConfigurationError, match="name some in vocabulary_data"):
+        run_assemble(recipe.model_copy(update={"vocabulary_data": None, "language_layers": None, "first_merges": None}))
 
 
 def test_parts_out_of_a_whole_model_with_small_weights(recipe: PartsRecipe, tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_unknown_kinds_and_options_are_named(stage_recipe: Callable[..., StageRe
         build_sources(stage_recipe(data__sources=[{"kind": "daquar", "path": "elsewhere"}]).data)
 
 
+def test_stages_can_learn_from_photos_that_others_never_saw(stage_recipe: Callable[..., StageRecipe]) -> None:
+    def sources(*part: float) -> list[dict[str, Any]]:
+        return [{"kind": "flickr8k", "path": "flickr8k"} | ({"part": part} if part else {})]
+
+    (everything,) = build_sources(stage_recipe(data__sources=sources()).data)
+    seen = []
+    for part in ((0, 0.5), (0.5, 1)):
+        training = TrainingData(stage_recipe(data__sources=sources(*part)).data, length=3 * len(everything), seed=0)
+        seen.append({training.mixture[item].images for item in range(len(training))})
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    assert seen[0] | seen[1] == {everything.example(index, 0).images for index in range(len(everything))}
+    with pytest.raises(ConfigurationError, match=r"part \[0\.6, 0\.5\] is none of a data set"):
+        build_sources(stage_recipe(data__sources=sources(0.6, 0.5)).data)
+
+
 class Mute:
     """Photos of which only some give rise to a conversation."""
 

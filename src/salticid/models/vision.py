@@ -21,6 +21,8 @@ LN_VISION_EPS = 1e-5
 PHOTOS_AT_A_TIME = 16
 # A channel that hardly ever says anything is not made loud.
 LEAST_DEVIATION = 0.05
+MEASURED_PHOTOS = 256
+"""Photos whose features tell the mean and the deviation of all: what `standardize` is given wherever it is called."""
 
 
 class VisionTower(nn.Module):

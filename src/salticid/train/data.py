@@ -14,6 +14,7 @@ from salticid.data.collate import Collator
 from salticid.data.conversation import Example, Source
 from salticid.data.datasets import SOURCES
 from salticid.data.mixture import Mixture
+from salticid.data.part import WHOLE, Part
 from salticid.errors import ConfigurationError, DataError, ImageError
 from salticid.models.photos import read_photo
 from salticid.train.order import Epochs, group_by_modality_length, words
@@ -25,15 +26,16 @@ NOTHING_SAID = "gave neither captions nor questions; check the options of the da
 
 
 def build_sources(recipe: DataRecipe) -> list[Source]:
-    """Open every data set of the recipe; raises `ConfigurationError` for an unknown kind or option."""
+    """Open every data set of the recipe; raises `ConfigurationError` for an unknown kind or option, or a part that is none."""
     sources: list[Source] = []
     for source in recipe.sources:
         if source.kind not in SOURCES:
             raise ConfigurationError(f"unknown data set kind {source.kind!r}; known: {', '.join(SOURCES)}")
         try:
-            sources.append(SOURCES[source.kind](Path(recipe.folder) / source.path, **source.options))
+            opened = SOURCES[source.kind](Path(recipe.folder) / source.path, **source.options)
         except TypeError as error:
             raise ConfigurationError(f"data set {source.kind!r}: {error}") from error
+        sources.append(opened if source.part == WHOLE else Part(opened, *source.part))
     return sources
 
 

@@ -17,6 +17,7 @@ from salticid.engine.catalog import find_model, find_part
 from salticid.errors import CheckpointError, ConfigurationError
 from salticid.models import SalticidImageProcessor
 from salticid.models.qformer import QFormerPretrainingConfig, QFormerPretrainingModel
+from salticid.models.vision import MEASURED_PHOTOS
 from salticid.train.captioned import CaptionCollator, CaptionPairs, DrawnPairs, DrawnViews, captioned_photos
 from salticid.train.data import TrainingData
 from salticid.train.feature_cache import cached_features
@@ -28,8 +29,6 @@ from salticid.train.resume import earlier_run, keep_recipe
 from salticid.train.tally import Tally
 from salticid.train.trainer import ResumableTrainer, training_arguments
 
-MEASURED_PHOTOS = 256
-"""Photos whose features tell the mean and the deviation of all."""
 LOSSES = ("contrastive_loss", "matching_loss", "generation_loss", "locality_loss", "box_loss", "name_loss")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
+from salticid.data.part import WHOLE
 from salticid.errors import ConfigurationError
 from salticid.models.moe import ExpertsConfig
 
@@ -29,6 +30,9 @@ class SourceRecipe(Strict):
     kind: str
     weight: PositiveFloat = 1.0
     path: str = Field(description="folder of this data set, below data.folder")
+    part: tuple[float, float] = Field(
+        default=WHOLE, description="from which share of its photos to which; [0, 0.6] and [0.6, 1] have none in common"
+    )
     options: dict[str, Any] = {}
 
 

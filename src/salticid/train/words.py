@@ -31,7 +31,7 @@ from salticid.engine.catalog import find_part
 from salticid.errors import ConfigurationError, DataError
 from salticid.models import SalticidImageProcessor, VisionLanguageConfig
 from salticid.models.photos import read_photo
-from salticid.models.vision import LEAST_DEVIATION, VisionTower
+from salticid.models.vision import LEAST_DEVIATION, MEASURED_PHOTOS, VisionTower
 from salticid.scorers.ranking import mean_average_precision
 from salticid.train.captioned import PhotosInTurn
 from salticid.train.data import build_sources
@@ -46,8 +46,8 @@ from salticid.train.words_recipe import WordDataRecipe, WordsRecipe
 HEAD_FILE, WORDS_FILE = "words.safetensors", "words.json"
 MEASURED = 3
 """Photos kept aside that a word must be true of, for its average precision to count."""
-MEASURED_PHOTOS, BATCH = 256, 32
-"""Photos whose pooled features tell the mean and the deviation of all; and how many are seen at a time."""
+BATCH = 32
+"""Photos that are seen at a time where nothing learns."""
 BLEND = 0.4
 """Both parameters of the beta distribution that blends photos: mostly one of the two."""
 
