@@ -65,7 +65,8 @@ def test_stages_can_learn_from_photos_that_others_never_saw(stage_recipe: Callab
     for part in ((0, 0.5), (0.5, 1)):
         training = TrainingData(stage_recipe(data__sources=sources(*part)).data, length=3 * len(everything), seed=0)
         seen.append({training.mixture[item].images for item in range(len(training))})
-    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    assert all(seen)
+    assert not seen[0] & seen[1]
     assert seen[0] | seen[1] == {everything.example(index, 0).images for index in range(len(everything))}
     with pytest.raises(ConfigurationError, match=r"part \[0\.6, 0\.5\] is none of a data set"):
         build_sources(stage_recipe(data__sources=sources(0.6, 0.5)).data)
