@@ -119,13 +119,9 @@ class CaptionPairs(PhotosInTurn):
         caption = chance.choice(self.photos[number].captions)
         if self.features is not None:
             return {"photo": number, "caption": caption, "features": torch.from_numpy(np.array(self.features[number]))}
-        image = self.augmentation(read_photo(self.photos[number].path), _said(caption), chance)
-        return {"photo": number, "caption": caption, "image": image}
-
-
-def _said(caption: str) -> Example:
-    """For the augmentation, which leaves a photo unmirrored whose words name a side."""
-    return Example((), ((Turn("", caption),),))
+        example = Example((read_photo(self.photos[number].path),), ((Turn("", caption),),))
+        shown = self.augmentation(example, chance)
+        return {"photo": number, "caption": shown.conversations[0][0].answer, "image": shown.images[0]}
 
 
 class DrawnPairs(Dataset[dict[str, Any]]):

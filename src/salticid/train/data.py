@@ -106,7 +106,7 @@ class TrainingData(Dataset[Example]):
         photos = [read_photo(image) for image in example.images]
         if example.view is not None:
             photos = [example.view.of_image(photo) for photo in photos]
-        return replace(example, images=tuple(self.augmentation(photo, example, rng) for photo in photos))
+        return self.augmentation(replace(example, images=tuple(photos)), rng)
 
     def _grouped(self, step: int, seed: int) -> list[int]:
         """Items in grouped order, each epoch on its own. Every example is drawn once for it, without opening its photo."""

@@ -137,8 +137,8 @@ class WordPhotos(PhotosInTurn):
 
     def show(self, number: int, chance: random.Random) -> dict[str, Any]:
         """`image` and `present` (W,)."""
-        image = self.augmentation(read_photo(self.photos[number][0]), Example((), ()), chance)
-        return {"image": image, "present": self.present(number)}
+        shown = self.augmentation(Example((read_photo(self.photos[number][0]),), ()), chance)
+        return {"image": shown.images[0], "present": self.present(number)}
 
     def present(self, number: int) -> torch.Tensor:
         """How sure each word is of the photo, (W,)."""
