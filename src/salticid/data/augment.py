@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import cast
 
 from PIL import Image, ImageEnhance
 
@@ -27,7 +28,7 @@ class Augmentation:
 
     def __call__(self, example: Example, rng: random.Random) -> Example:
         """The example, its photos opened before, as another view of them. All photos of an example are mirrored, or none."""
-        photos = [self._lit(photo, rng) for photo in example.images]
+        photos = [self._lit(photo, rng) for photo in cast(tuple[Image.Image, ...], example.images)]
         if not _holds_a_box(example):
             if self.flip and rng.random() < 0.5 and (mirrored := mirror_example(example)) is not None:
                 example = mirrored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,7 @@ class TrainingData(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         problem: Exception | None = None
-        for successor in range(index, index + EMPTY_DRAWS):
-            example = self.mixture[self.order[successor % len(self.order)]]
-            if not example.conversations:
-                continue
+        for example in self._with_words(index):
             try:
                 return self.show(example, random.Random(f"{self.seed}:{index}"))
             except ImageError as error:
@@ -94,11 +92,17 @@ class TrainingData(Dataset[Example]):
 
     def unopened(self, index: int) -> Example:
         """The example of an item, or of the next that has conversations, without its photos; raises `DataError` where many have none."""
+        example = next(self._with_words(index), None)
+        if example is None:
+            raise DataError(f"{EMPTY_DRAWS} photos in a row {NOTHING_SAID}")
+        return example
+
+    def _with_words(self, index: int) -> Iterator[Example]:
+        """Of an item and those after it, the examples that have conversations."""
         for successor in range(index, index + EMPTY_DRAWS):
             example: Example = self.mixture[self.order[successor % len(self.order)]]
             if example.conversations:
-                return example
-        raise DataError(f"{EMPTY_DRAWS} photos in a row {NOTHING_SAID}")
+                yield example
 
     def show(self, example: Example, rng: random.Random) -> Example:
         if self.collate is not None:
