@@ -57,6 +57,19 @@ def test_answers_depend_on_photo_and_question(vlm: VisionLanguage, photos: list[
     assert len({*answers, vlm.ask(photos[0], "two red cups?", **LENGTH)}) == 5
 
 
+def test_photos_whose_tokens_are_known_are_not_looked_at(vlm: VisionLanguage, photos: list[np.ndarray], looks: list[int]) -> None:
+    known = vlm.model.get_image_features(vlm.processor.image_processor(photos, return_tensors="pt")["pixel_values"])
+    asked = [(photo, QUESTION) for photo in photos]
+    expected = vlm.ask_many(asked, **LENGTH)
+    fresh = VisionLanguage(vlm.model, vlm.processor)
+    fresh.keep(photos, known)
+    looks.clear()
+    assert fresh.ask_many(asked, **LENGTH) == expected
+    fresh.keep(photos[:1], known[1:2])
+    assert fresh.ask(photos[0], QUESTION, **LENGTH) == expected[1]
+    assert looks == []
+
+
 def test_photos_of_every_kind_give_the_same(vlm: VisionLanguage, photos: list[np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(png(photos[0]))

@@ -186,12 +186,14 @@ def test_image_features_are_used_again(tiny: Any) -> None:
     model = tiny.model("efficientnet", "mlp2x_gelu", "llama")
     batch = tiny.batch(model.config, photos=(2, 1), words=(5, 5))
     pixels = batch.pop("pixel_values")
-    features = model.get_image_features(pixels)
+    features, seen = model.get_image_features(pixels), model.vision_tower(pixels)
     assert features.shape == (3, model.config.image_tokens, 24)
-    assert_close(model(**batch, image_features=features).logits, model(**batch, pixel_values=pixels).logits)
+    for known in ({"image_features": features}, {"vision_features": seen}):
+        assert_close(model(**batch, **known).logits, model(**batch, pixel_values=pixels).logits)
     del batch["labels"]
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
-    assert model.generate(**batch, image_features=features, **options).equal(model.generate(**batch, pixel_values=pixels, **options))
+    for known in ({"image_features": features}, {"vision_features": seen}):
+        assert model.generate(**batch, **known, **options).equal(model.generate(**batch, pixel_values=pixels, **options))
 
 
 def test_inputs_embeds_stand_for_ids(tiny: Any) -> None:

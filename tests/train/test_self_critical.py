@@ -16,6 +16,7 @@ from salticid.data.collate import Collator, answer_index, answer_weights
 from salticid.data.conversation import Example, Turn
 from salticid.data.templates import get_template
 from salticid.errors import ConfigurationError
+from salticid.models.vision import VisionTower
 from salticid.train import self_critical
 from salticid.train.recipe import StageRecipe
 from salticid.train.self_critical import Scored, SelfCriticalTrainer, with_drawn_captions
@@ -111,6 +112,22 @@ def test_a_stage_draws_scores_and_learns(stage_recipe: Callable[..., StageRecipe
             assert drawn is None or (len(drawn.captions) == 3 and all(0 <= reward <= 10 for reward in drawn.rewards))
     assert any(drawn for _, scored in seen for drawn in scored)
     assert (recipe.output / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("resting", [True, False])
+def test_a_tower_that_rests_looks_once(stage_recipe: Callable[..., StageRecipe], monkeypatch: pytest.MonkeyPatch, resting: bool) -> None:
+    looks: list[int] = []
+    look = VisionTower.forward
+    monkeypatch.setattr(VisionTower, "forward", lambda self, pixels: (looks.append(len(pixels)), look(self, pixels))[1])
+    parts = ("connector",) if resting else ("connector", "vision_tower")
+    recipe = stage_recipe(
+        self_critical={"samples": 2, "max_new_tokens": 4},
+        train={part: {"learning_rate": 1e-4} for part in parts},
+        data__sources=[{"kind": "flickr8k", "path": "flickr8k"}],
+        schedule__steps=2,
+    )
+    run_stage(recipe)
+    assert looks == [recipe.schedule.batch_size] * 2 if resting else sum(looks) > 2 * recipe.schedule.batch_size
 
 
 def test_data_without_captions_is_refused(stage_recipe: Callable[..., StageRecipe]) -> None:

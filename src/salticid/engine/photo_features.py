@@ -32,20 +32,36 @@ class PhotoFeatures:
         """
         return torch.cat([self._features(photo) for photo in photos])
 
+    def keep(self, photos: Sequence[ImageSource], image_features_IND: Tensor) -> None:
+        """Photos whose image tokens are known already, as many as there may be."""
+        self.size = max(self.size, len(photos))
+        for photo, features_ND in zip(photos, image_features_IND, strict=True):
+            self._keep(_key(photo)[0], features_ND.unsqueeze(0))
+
     def _features(self, photo: ImageSource) -> Tensor:
-        key = _file_key(photo)
-        if key is None:
-            photo = read_photo(photo)
-            key = (photo.size, hashlib.blake2b(photo.tobytes()).digest())
+        key, photo = _key(photo)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         pixel_values = self.image_processor([photo], return_tensors="pt")["pixel_values"].to(self.model.device)
         with torch.inference_mode():
-            self._kept[key] = self.model.get_image_features(pixel_values)
+            features_1ND = self.model.get_image_features(pixel_values)
+        self._keep(key, features_1ND)
+        return features_1ND
+
+    def _keep(self, key: Hashable, features_1ND: Tensor) -> None:
+        self._kept[key] = features_1ND
         if len(self._kept) > self.size:
             self._kept.popitem(last=False)
-        return self._kept[key]
+
+
+def _key(photo: ImageSource) -> tuple[Hashable, ImageSource]:
+    """What the photo is known by, and the photo, opened where its pixels had to be read for that."""
+    key = _file_key(photo)
+    if key is None:
+        photo = read_photo(photo)
+        key = (photo.size, hashlib.blake2b(photo.tobytes()).digest())
+    return key, photo
 
 
 def _file_key(photo: ImageSource) -> Hashable | None:

@@ -73,6 +73,10 @@ class VisionLanguage:
         batches = (asked[start : start + batch_size] for start in range(0, len(asked), batch_size))
         return [answer for batch in batches for answer in self._answer_together(batch, chosen)]
 
+    def keep(self, photos: Sequence[ImageSource], image_features: Tensor) -> None:
+        """Image tokens (I, N, D) of photos, where they are known already: questions about these photos look no more."""
+        self._features.keep(photos, image_features)
+
     def caption(self, image: Images, **options: Any) -> str:
         """One sentence about the photo."""
         return self.ask(image, DESCRIBE, **options)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 
 from salticid.models.merge import repeat_photos
 
-PHOTO_INPUTS = ("pixel_values", "image_features")
+PHOTO_INPUTS = ("pixel_values", "image_features", "vision_features")
 
 
 class PhotoGenerationMixin(GenerationMixin):

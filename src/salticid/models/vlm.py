@@ -95,6 +95,7 @@ class VisionLanguageModel(PreTrainedModel, PhotoGenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         label_weights: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -109,6 +110,7 @@ class VisionLanguageModel(PreTrainedModel, PhotoGenerationMixin):
             pixel_values: (I, 3, H, W), the photos of the whole batch in reading order; absent for text alone.
             attention_mask: (B, T) of 0/1, or (B, 1, T, T), additive or boolean.
             image_features: (I, N, D) from `get_image_features`, in place of `pixel_values`, to use a photo again.
+            vision_features: (I, patches, D_vision) from `vision_tower`, likewise, where the connector still learns.
             labels: (B, T), -100 where no loss is taken; shifted here.
             label_weights: (B, T), weight of each label's loss, one on average.
             logits_to_keep: how many of the last tokens, or which tokens, get logits, and loss where there are labels; 0 for all.
@@ -118,7 +120,9 @@ class VisionLanguageModel(PreTrainedModel, PhotoGenerationMixin):
         Raises:
             InputError: as many placeholders as image tokens are needed; photos of another size than the vision tower's.
         """
-        if image_features is None and pixel_values is not None:
+        if image_features is None and vision_features is not None:
+            image_features = self.connector(vision_features)
+        elif image_features is None and pixel_values is not None:
             image_features = self.get_image_features(pixel_values)
         inputs_embeds = self._embed(input_ids, inputs_embeds, image_features, past_key_values)
         if self.experts is not None and self.experts.routing == "deepspeed":

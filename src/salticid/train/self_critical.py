@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -64,11 +64,13 @@ class SelfCriticalTrainer(StageTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         examples: list[Example] = inputs["examples"]
-        scored = self._draw(model, [example for example in examples if example.references])
+        writer = self._writer(model)
+        seen = self._look(writer, examples)
+        scored = self._draw(writer, [example for example in examples if example.references])
         self._rewards += [reward for drawn in scored for reward in drawn.rewards]
         remaining = iter(scored)
         drawn = [next(remaining) if example.references else None for example in examples]
-        batch = self._prepare_inputs(with_drawn_captions(examples, drawn, self.collate, self.drawing.weight))
+        batch = self._prepare_inputs(with_drawn_captions(examples, drawn, self.collate, self.drawing.weight) | seen)
         return super().compute_loss(model, batch, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -77,13 +79,24 @@ class SelfCriticalTrainer(StageTrainer):
             self._rewards = []
         super().log(logs, start_time)
 
-    def _draw(self, model: Any, examples: Sequence[Example]) -> list[Scored]:
+    @torch.no_grad()
+    def _look(self, writer: VisionLanguage, examples: Sequence[Example]) -> dict[str, torch.Tensor | None]:
+        """What a tower that does not learn sees of all photos: looked at once, for the drawing and for the learning alike."""
+        if any(parameter.requires_grad for parameter in cast(Any, self.model).vision_tower.parameters()):
+            return {}
+        photos = [photo for example in examples for photo in example.images]
+        pixels = self.collate.processor.image_processor(photos, return_tensors="pt")["pixel_values"].to(writer.model.device)
+        features_IND = writer.model.vision_tower(pixels)
+        writer.keep(photos, writer.model.connector(features_IND))
+        return {"pixel_values": None, "vision_features": features_IND}
+
+    def _draw(self, writer: VisionLanguage, examples: Sequence[Example]) -> list[Scored]:
         if not examples:
             return []
         size = self.drawing.samples
         asked = [(example.images[0], DESCRIBE) for example in examples for _ in range(size)]
         options = {"temperature": self.drawing.temperature, "max_new_tokens": self.drawing.max_new_tokens}
-        texts = [text.strip() for text in self._writer(model).ask_many(asked, batch_size=len(asked), **options)]
+        texts = [text.strip() for text in writer.ask_many(asked, batch_size=len(asked), **options)]
         return [self._score(example, texts[row * size : (row + 1) * size]) for row, example in enumerate(examples)]
 
     @torch.no_grad()
