@@ -68,6 +68,8 @@ def test_photos_whose_tokens_are_known_are_not_looked_at(vlm: VisionLanguage, ph
     fresh.keep(photos[:1], known[1:2])
     assert fresh.ask(photos[0], QUESTION, **LENGTH) == expected[1]
     assert looks == []
+    with pytest.raises(InputError, match="2 photos but image tokens of 1"):
+        fresh.keep(photos[:2], known[:1])
 
 
 def test_photos_of_every_kind_give_the_same(vlm: VisionLanguage, photos: list[np.ndarray], tmp_path: Path) -> None:

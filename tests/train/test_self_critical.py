@@ -18,6 +18,7 @@ from salticid.data.templates import get_template
 from salticid.errors import ConfigurationError
 from salticid.models.vision import VisionTower
 from salticid.train import self_critical
+from salticid.train.data import TrainingData
 from salticid.train.recipe import StageRecipe
 from salticid.train.self_critical import Scored, SelfCriticalTrainer, with_drawn_captions
 from salticid.train.stage import run_stage
@@ -128,6 +129,16 @@ def test_a_tower_that_rests_looks_once(stage_recipe: Callable[..., StageRecipe],
     )
     run_stage(recipe)
     assert looks == [recipe.schedule.batch_size] * 2 if resting else sum(looks) > 2 * recipe.schedule.batch_size
+
+
+def test_a_step_of_words_alone_looks_at_nothing(stage_recipe: Callable[..., StageRecipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between steps with photos, one may have none."""
+    show = TrainingData.__getitem__
+    words = Example((), ((Turn("How many?", "two"),),), ())
+    monkeypatch.setattr(TrainingData, "__getitem__", lambda self, index: words if index < 2 else show(self, index))
+    recipe = stage_recipe(self_critical={"samples": 2, "max_new_tokens": 4}, train={"language_model": {"learning_rate": 1e-4}})
+    run_stage(recipe)
+    assert (recipe.output / "model.safetensors").is_file()
 
 
 def test_data_without_captions_is_refused(stage_recipe: Callable[..., StageRecipe]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from salticid.engine import patch_attention
+from salticid.errors import InputError
 from salticid.models import VisionLanguageModel
 from salticid.models.photos import ImageSource, read_photo
 
@@ -33,7 +34,13 @@ class PhotoFeatures:
         return torch.cat([self._features(photo) for photo in photos])
 
     def keep(self, photos: Sequence[ImageSource], image_features_IND: Tensor) -> None:
-        """Photos whose image tokens are known already, as many as there may be."""
+        """Photos whose image tokens are known already, as many as there may be.
+
+        Raises:
+            InputError: not as many photos as features. ImageError: a photo cannot be read.
+        """
+        if len(photos) != len(image_features_IND):
+            raise InputError(f"{len(photos)} photos but image tokens of {len(image_features_IND)}; give one row of tokens for each photo")
         self.size = max(self.size, len(photos))
         for photo, features_ND in zip(photos, image_features_IND, strict=True):
             self._keep(_key(photo)[0], features_ND.unsqueeze(0))

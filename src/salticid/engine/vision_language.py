@@ -74,7 +74,11 @@ class VisionLanguage:
         return [answer for batch in batches for answer in self._answer_together(batch, chosen)]
 
     def keep(self, photos: Sequence[ImageSource], image_features: Tensor) -> None:
-        """Image tokens (I, N, D) of photos, where they are known already: questions about these photos look no more."""
+        """Image tokens (I, N, D) of photos, where they are known already: questions about these photos look no more.
+
+        Raises:
+            InputError: not as many photos as features. ImageError: a photo cannot be read.
+        """
         self._features.keep(photos, image_features)
 
     def caption(self, image: Images, **options: Any) -> str:

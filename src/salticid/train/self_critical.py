@@ -82,9 +82,9 @@ class SelfCriticalTrainer(StageTrainer):
     @torch.no_grad()
     def _look(self, writer: VisionLanguage, examples: Sequence[Example]) -> dict[str, torch.Tensor | None]:
         """What a tower that does not learn sees of all photos: looked at once, for the drawing and for the learning alike."""
-        if any(parameter.requires_grad for parameter in cast(Any, self.model).vision_tower.parameters()):
-            return {}
         photos = [photo for example in examples for photo in example.images]
+        if not photos or learning_parameters(cast(Any, self.model).vision_tower):
+            return {}
         pixels = self.collate.processor.image_processor(photos, return_tensors="pt")["pixel_values"].to(writer.model.device)
         features_IND = writer.model.vision_tower(pixels)
         writer.keep(photos, writer.model.connector(features_IND))
