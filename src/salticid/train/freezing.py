@@ -6,17 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from salticid.errors import ConfigurationError
 from salticid.models.moe.experts import Experts
+from salticid.train.precision import DTYPES
 from salticid.train.recipe import PartRecipe
 
 PARTS = ("vision_tower", "connector", "language_model")
 LORA = r"\.lora_[AB]\b"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def freeze_except(model: nn.Module, parts: Mapping[Any, PartRecipe]) -> None:

@@ -76,7 +76,7 @@ class QFormerRecipe(Strict):
     only_local: bool = Field(
         default=False, description="queries learn their cells (model.local_queries, boxed_queries) and nothing else yet"
     )
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_grad_norm: float = Field(default=1.0, ge=0, description="longest gradient; 0 cuts none")
     seed: int = 0
     save_steps: PositiveInt = 200

@@ -188,8 +188,12 @@ class StageRecipe(Strict):
     data: DataRecipe
     schedule: ScheduleRecipe
     self_critical: SelfCriticalRecipe | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = Field(default="bf16", description="of the arithmetic; weights that learn are float32")
-    frozen_precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the frozen matrices, which take most memory")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the arithmetic, see `train.precision`; weights that learn are float32"
+    )
+    frozen_precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the frozen matrices, which take most memory; where the arithmetic is fp32, so are they"
+    )
     gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
     compile: bool = Field(
         default=False, description="compile the decoder; a minute or two once, a fifth faster after; needs a C++ compiler"

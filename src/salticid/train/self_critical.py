@@ -23,7 +23,8 @@ from salticid.data.questions.captions import DESCRIBE
 from salticid.engine.vision_language import VisionLanguage
 from salticid.errors import ConfigurationError
 from salticid.scorers.captions import CiderD
-from salticid.train.freezing import DTYPES, learning_parameters
+from salticid.train.freezing import learning_parameters
+from salticid.train.precision import DTYPES, choose_precision
 from salticid.train.recipe import SelfCriticalRecipe
 from salticid.train.trainer import StageTrainer
 
@@ -103,7 +104,7 @@ class SelfCriticalTrainer(StageTrainer):
     def _writer(self, model: Any) -> VisionLanguage:
         """The model as it is now, as users ask it: a copy in the dtype of the arithmetic, whose engine reads the weights anew."""
         if self._copy is None:
-            self._copy = deepcopy(model).to(DTYPES[self.recipe.precision]).requires_grad_(False)
+            self._copy = deepcopy(model).to(DTYPES[choose_precision(self.recipe.precision)]).requires_grad_(False)
         for name, parameter in learning_parameters(model).items():
             self._copy.get_parameter(name).copy_(parameter)
         return VisionLanguage(self._copy, self.collate.processor)

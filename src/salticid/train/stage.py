@@ -15,11 +15,11 @@ from salticid.checkpoints.lora import save_model
 from salticid.data.collate import Collator
 from salticid.data.templates import get_template
 from salticid.engine.catalog import find_model
-from salticid.errors import ConfigurationError
 from salticid.models import VisionLanguageModel, VisionLanguageProcessor
 from salticid.train.adapt import adapt, settle_lora
 from salticid.train.data import build_data
 from salticid.train.freezing import freeze_except, lower_frozen
+from salticid.train.precision import choose_precision
 from salticid.train.publish import publishing
 from salticid.train.recipe import StageRecipe
 from salticid.train.resume import earlier_run, keep_recipe
@@ -41,10 +41,10 @@ def run_stage(recipe: StageRecipe, resume: bool = True, accept_changes: bool = F
         ConfigurationError: see the recipe; or it changed since the checkpoint, and `accept_changes` is not set.
         CheckpointError, DataError: see the model and data.
     """
-    _check_machine(recipe)
+    precision = choose_precision(recipe.precision)
     checkpoints, last = earlier_run(recipe, resume, accept_changes)
     set_seed(recipe.seed)
-    model, processor = _prepare(recipe)
+    model, processor = _prepare(recipe, precision)
     trainer = _trainer(recipe, model, processor, checkpoints)
     keep_recipe(checkpoints, recipe)
     report = trainer.run(last) | trainer.tally
@@ -56,18 +56,13 @@ def run_stage(recipe: StageRecipe, resume: bool = True, accept_changes: bool = F
     return recipe.output
 
 
-def _check_machine(recipe: StageRecipe) -> None:
-    if recipe.precision == "fp16" and not torch.accelerator.is_available():
-        raise ConfigurationError("precision fp16 scales its gradients, which needs a GPU; set precision to bf16 or fp32")
-
-
-def _prepare(recipe: StageRecipe) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
+def _prepare(recipe: StageRecipe, precision: str) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
     """The model of the stage before, changed and frozen as the recipe says. What learns is float32, whatever the arithmetic."""
     folder = find_model(recipe.model)
     model, processor = load_unpacked(folder), load_processor(folder)
     adapt(model, processor, recipe)
     freeze_except(model, recipe.train)
-    if recipe.frozen_precision != "fp32":
+    if precision != "fp32":  # float32 activations are multiplied by float32 matrices alone
         lower_frozen(model, recipe.frozen_precision)
     if recipe.gradient_checkpointing:
         # The newer name of the two in transformers 5; the older one warns.

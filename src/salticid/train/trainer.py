@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from salticid.checkpoints.weights import read_file
 from salticid.errors import CheckpointError, ConfigurationError, DataError
 from salticid.train.freezing import learning_parameters, parameter_groups, resting_modules
+from salticid.train.precision import choose_precision
 from salticid.train.qformer_recipe import QFormerRecipe
 from salticid.train.recipe import StageRecipe
 from salticid.train.schedule import multiplier
@@ -30,14 +31,15 @@ LEARNED_FILE = "learned.safetensors"
 
 def training_arguments(recipe: StageRecipe | QFormerRecipe | WordsRecipe, checkpoints: Path, steps: int) -> TrainingArguments:
     """What transformers' `Trainer` is told of a recipe; optimizer and schedule are the trainers' own. Checkpoints go to `checkpoints`."""
+    precision = choose_precision(recipe.precision)
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=recipe.schedule.batch_size,
         gradient_accumulation_steps=recipe.schedule.accumulate,
         max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=recipe.data.workers,
         save_steps=recipe.save_steps,
@@ -77,6 +79,7 @@ class ResumableTrainer(Trainer):
             "examples": len(data),
             "seconds": round(self.seconds),
             "resumed_from": last and last.name,
+            "precision": choose_precision(self.recipe.precision),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }

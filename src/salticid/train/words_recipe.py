@@ -49,7 +49,7 @@ class WordsRecipe(Strict):
     schedule: ScheduleRecipe
     mix: float = Field(default=0.0, ge=0, le=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = Field(default=0.0, ge=0, description="longest gradient; 0 cuts none")
     seed: int = 0
