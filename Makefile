@@ -59,10 +59,10 @@ parts: $(NANO_VISION) $(NANO_LANGUAGE)
 
 nano: $(VENV)/.dev parts
 	test -f runs/nano/0_parts/config.json || $(BIN)/salticid assemble recipes/nano/0_parts.yaml vocabulary_data.folder=$(DATA)
-	for stage in 1_connector 2_instruct 3_anneal 4_second_cycle 5_captions 6_captions; do \
+	for stage in 1_connector 2_instruct 3_anneal 4_second_cycle 5_captions 6_captions 7_captions; do \
 	  test -f runs/nano/$$stage/training.json || $(BIN)/salticid train recipes/nano/$$stage.yaml data.folder=$(DATA) || exit; \
 	done
-	$(BIN)/salticid quantize runs/nano/6_captions --bits 8 --out runs/nano/nano
+	$(BIN)/salticid quantize runs/nano/7_captions --bits 8 --out runs/nano/nano
 	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
 
 $(NANO_VISION): | $(VENV)/bin/python
