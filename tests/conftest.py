@@ -38,6 +38,14 @@ def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "available", lambda: False)
 
 
+@pytest.fixture
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on processors where float32 is multiplied as it is; with AVX2 alone the kernels of small weights round it to bfloat16."""
+    from salticid.quant import kernels
+
+    monkeypatch.setattr(kernels, "ROUNDS_FLOAT32", False)
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model folder with random weights, built like the embedded model; do not write to it."""

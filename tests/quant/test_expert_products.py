@@ -15,8 +15,9 @@ from salticid.errors import ConfigurationError
 from salticid.models.moe.experts import Experts, FeedForwardShape
 from salticid.quant.expert_products import fuse_experts
 from salticid.quant.experts import Int4Experts, Int8Experts
+from salticid.quant.int4 import kernel_reads_tiles
 
-pytestmark = pytest.mark.usefixtures("torch_kernels")
+pytestmark = pytest.mark.usefixtures("torch_kernels", "exact_float32")
 
 KINDS: dict[str, Callable[[Experts], Any]] = {
     "float": lambda experts: experts,
@@ -70,6 +71,8 @@ def test_each_gives_what_its_dequantised_weights_give(
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_experts_weights_are_read_where_they_lie(kind: str) -> None:
+    if kind.startswith("int4") and not kernel_reads_tiles():
+        pytest.skip("this processor's kernel reads weights in an order of its own")
     layer = KINDS[kind](build(True, False)).bfloat16()
     products = fuse_experts(layer)
     with Addresses() as addresses:

@@ -212,6 +212,6 @@ def test_half_precision_that_needs_a_gpu_says_so(tinygpt_v: Path, tmp_path: Path
     if torch.accelerator.is_available():
         pytest.skip("there is one")
     recipe = read_recipe(RECIPES / "tinygpt_v/stage1.yaml", StageRecipe, [f"model={tinygpt_v}", f"output={tmp_path / 'out'}"])
-    with pytest.raises(ValueError, match=r"precision fp16 .* needs a GPU; set precision to bf16 or fp32"):
+    with pytest.raises(ValueError, match=r"precision fp16 .* needs a GPU; set precision to auto, bf16 or fp32"):
         run_stage(recipe)
     assert not (tmp_path / "out").exists()

@@ -76,6 +76,7 @@ def test_logits_in_bfloat16_are_close(variant: str, tiny: Build, prompt: Prompt)
     assert error[0] < 1.5 * error[1]
 
 
+@pytest.mark.usefixtures("exact_float32")
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("chosen", ["llama", "phi", "experts", "experts beside a residual"])
 def test_small_weights(chosen: str, bits: int, tiny: Build, prompt: Prompt) -> None:
