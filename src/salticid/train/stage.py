@@ -62,7 +62,7 @@ def _prepare(recipe: StageRecipe, precision: str) -> tuple[VisionLanguageModel, 
     model, processor = load_unpacked(folder), load_processor(folder)
     adapt(model, processor, recipe)
     freeze_except(model, recipe.train)
-    if precision != "fp32":  # float32 activations are multiplied by float32 matrices alone
+    if "fp32" not in (precision, recipe.frozen_precision):  # float32 activations are multiplied by float32 matrices alone
         lower_frozen(model, recipe.frozen_precision)
     if recipe.gradient_checkpointing:
         # The newer name of the two in transformers 5; the older one warns.
