@@ -27,6 +27,7 @@ from salticid.cli import (
     evaluate,
     export,
     locate,
+    merge,
     models,
     quantize,
     retrieval,
@@ -52,6 +53,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.command(epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command(epilog=upcycle.EXAMPLE)(upcycle.upcycle)
+app.command(epilog=merge.EXAMPLE)(merge.merge)
 app.command(epilog=export.EXAMPLE)(export.export)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=retrieval.EXAMPLE)(retrieval.retrieval)
