@@ -65,7 +65,7 @@ nano: $(VENV)/.dev parts
 	test -d runs/nano/7_further || $(BIN)/salticid merge runs/nano/7_captions runs/nano/6_captions --shares=1.5,-0.5 --out runs/nano/7_further
 	stage=8_captions; $(NANO_STAGE)
 	test -d runs/nano/mean || $(BIN)/salticid merge runs/nano/7_captions runs/nano/8_captions --out runs/nano/mean
-	$(BIN)/salticid quantize runs/nano/mean --bits 8 --out runs/nano/nano
+	$(BIN)/salticid quantize runs/nano/mean --bits 8 --levels 123 --out runs/nano/nano
 	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
 
 $(NANO_VISION): | $(VENV)/bin/python

@@ -64,6 +64,22 @@ def test_rounded_weights_are_rounded_to_themselves() -> None:
     assert torch.equal(again.bias, layer.bias)
 
 
+def test_what_was_learned_on_from_small_weights_needs_other_levels() -> None:
+    """Of a change by a third of a step nothing is left on the old grid, and nearly all of it, on average, on another."""
+    torch.manual_seed(0)
+    began = dequantize(*quantize_rows(torch.randn(64, 512)), torch.float32)
+    scale = began.abs().amax(dim=1, keepdim=True) / 127
+    change = scale * (torch.rand_like(began) - 0.5) * 0.6
+    change[torch.arange(64), began.abs().argmax(dim=1)] = 0  # the grid itself stays
+
+    def kept(levels: int) -> float:
+        moved = dequantize(*quantize_rows(began + change, levels), torch.float32) - began
+        return float((moved * change).sum() / change.square().sum())
+
+    assert kept(127) == pytest.approx(0, abs=0.01)
+    assert kept(123) == pytest.approx(1, abs=0.15)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     weight = torch.ones(2, 16)

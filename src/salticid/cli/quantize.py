@@ -25,6 +25,9 @@ def quantize(
     tower: Annotated[int | None, typer.Option(help="Bits of a transformer vision tower: 16, 8 or 4. Default: 8.")] = None,
     method: Annotated[str, typer.Option(help="rtn (to the nearest), or with --calibrate and 4 bits: awq, gptq.")] = "rtn",
     calibrate: Annotated[Path | None, typer.Option(help="Folder of flickr8k, daquar or coco, whose name says which it is.")] = None,
+    levels: Annotated[
+        int, typer.Option(help="8 bits: steps from zero to a row's largest weight. For a model trained on from 8 bits: 123.")
+    ] = 127,
     samples: Annotated[int, typer.Option(help="Photos to calibrate with.", min=1)] = 32,
     shape: Annotated[str | None, typer.Option(help="Instead of MODEL: random weights of a published size, such as tinygpt-v.")] = None,
     layers: Annotated[int | None, typer.Option(help="With --shape: keep only so many decoder layers.", min=1)] = None,
@@ -51,7 +54,7 @@ def quantize(
             calibration = None if calibrate is None else _calibration(calibrate, samples)
             options = {"words": words, "tower": tower}
             report = quantize_folder(
-                find_model(model), out, bits, group, **options, method=method, calibration=calibration, progress=_progress()
+                find_model(model), out, bits, group, **options, method=method, calibration=calibration, levels=levels, progress=_progress()
             )
             _print_gains(report)
     megabytes = sum(file.stat().st_size for file in out.iterdir()) / 1e6

@@ -17,6 +17,7 @@ from salticid.models import VisionLanguageConfig, VisionLanguageModel
 from salticid.quant.calibrate import Calibration, Gain, calibrate
 from salticid.quant.files import TensorFile, TensorSource
 from salticid.quant.hf import METHODS, SalticidQuantizationConfig
+from salticid.quant.int8 import LEVELS
 from salticid.quant.plan import DEFAULT_GROUP, Precision
 from salticid.quant.stream import check_source, draw_up, stored_likes, write_small
 
@@ -43,6 +44,7 @@ def quantize_folder(
     tower: int | None = None,
     method: str = "rtn",
     calibration: Calibration | None = None,
+    levels: int = LEVELS,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Report:
     """Write a quantised copy of a model folder; it appears whole, by one rename, or not at all.
@@ -55,6 +57,7 @@ def quantize_folder(
         bits, group, words, tower: see `quantize_model`.
         method: "rtn" rounds to the nearest; "awq" scales inputs first; "gptq" corrects for each rounding error in what is left to round.
         calibration: photos and words for "awq" and "gptq".
+        levels: steps of 8 bits from zero to the largest weight of a row, 64 to 127; see `int8.quantize_rows`.
 
     Raises:
         ConfigurationError: an unknown option; weights that are quantised already; adapters beside the weights; a method without
@@ -62,6 +65,8 @@ def quantize_folder(
         ModelNotFoundError, CheckpointError: there is no such model, its files are damaged, or `out` exists.
     """
     source, out = Path(source), Path(out)
+    if not LEVELS // 2 < levels <= LEVELS:
+        raise ConfigurationError(f"levels is {levels}; 8 bits have room for 64 to {LEVELS}")
     config = load_config(source)
     _check(source, config, bits, method, calibration)
     precision = Precision.for_model(bits, config.vision_config.model_type, group, words, tower, scaled=method == "awq")
@@ -74,7 +79,7 @@ def quantize_folder(
             if file.is_file() and not file.name.endswith(WEIGHTS):
                 shutil.copy(file, folder)
         with TensorFile(folder / "model.safetensors", stored_likes(blueprint, tensors)) as weights:
-            write_small(weights, blueprint, tensors, calibrated, progress)
+            write_small(weights, blueprint, tensors, calibrated, progress, levels)
         write_config(folder, config, precision, method)
     return Report(out, bits, method, tuple(gains))
 

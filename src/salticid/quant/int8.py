@@ -26,6 +26,9 @@ if HAS_PACKED_BFLOAT16 or ARM:
 if ARM:
     PACKED_ROWS[torch.float32] = 1
 
+LEVELS = 127
+"""Steps from zero to the largest int8 that has a counterpart below zero."""
+
 # Weights that are unpacked at a time: a bound on the memory that a product takes.
 UNPACKED_WEIGHTS = 2**23
 
@@ -38,8 +41,11 @@ ROW_MULTIPLE = 16
 HAS_PACKED_KERNEL = hasattr(torch, "_weight_int8pack_mm")
 
 
-def quantize_rows(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row to int8.
+def quantize_rows(weight_NK: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
+    """Round each row to int8, its largest weight to `levels` steps from zero.
+
+    With the same levels, weights that came from int8 are rounded to themselves, and changes of less than half a step are lost, all of them:
+    a model that was trained on from small weights needs other levels to keep what it has learned.
 
     Returns:
         int8 (N, K), and scales (N,) in the dtype of the weight. A row of zeros has scale 1. On "meta" only shapes.
@@ -50,11 +56,11 @@ def quantize_rows(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     if weight_NK.is_meta:
         return torch.empty_like(weight_NK, dtype=torch.int8), torch.empty_like(weight_NK[:, 0])
     values_NK = weight_NK.detach().float()
-    scale_N = (values_NK.abs().amax(dim=1) / 127).bfloat16().float()
+    scale_N = (values_NK.abs().amax(dim=1) / levels).bfloat16().float()
     if not scale_N.isfinite().all():
         raise ConfigurationError("a weight holds NaN or infinity; train or convert the model again before quantising it")
     scale_N = torch.where(scale_N > 0, scale_N, 1.0)
-    rounded_NK = (values_NK / scale_N.unsqueeze(1)).round_().clamp_(-127, 127)
+    rounded_NK = (values_NK / scale_N.unsqueeze(1)).round_().clamp_(-LEVELS, LEVELS)
     return rounded_NK.to(torch.int8), scale_N.to(weight_NK.dtype)
 
 

@@ -120,6 +120,7 @@ def write_small(
     source: Source,
     calibrated: Iterable[tuple[str, dict[str, Tensor]]] = (),
     progress: Callable[[str], None] = lambda name: None,
+    levels: int = int8.LEVELS,
 ) -> None:
     """Write all tensors of a quantised model.
 
@@ -127,6 +128,7 @@ def write_small(
         calibrated: (name of a matrix, its small tensors by the ends of their names) of those that need more than their own weights; the
             others are rounded to the nearest.
         progress: called with the name of each tensor that is done.
+        levels: of matrices in 8 bits, see `int8.quantize_rows`.
     """
     done = set()
     for name, tensors in calibrated:
@@ -138,7 +140,7 @@ def write_small(
         progress(name)
     for matrix in blueprint.matrices:
         if matrix.name not in done:
-            _round(file, matrix, source)
+            _round(file, matrix, source, levels)
             progress(matrix.name)
     changed = {matrix.name for matrix in blueprint.matrices}
     for name, like in file.likes.items():
@@ -146,7 +148,7 @@ def write_small(
             file.write(name, source.read(name).to(like.dtype))
 
 
-def _round(file: TensorFile, matrix: Matrix, source: Source) -> None:
+def _round(file: TensorFile, matrix: Matrix, source: Source, levels: int) -> None:
     """To the nearest; one scale per row, or grids of groups."""
     step = max(1, CHUNK // matrix.width // int4.TILE) * int4.TILE
     for index in range(matrix.experts or 1):
@@ -154,7 +156,9 @@ def _round(file: TensorFile, matrix: Matrix, source: Source) -> None:
         scales = []
         for first in range(0, matrix.rows, step):
             rows = source.rows(matrix.name, first, min(first + step, matrix.rows), expert)
-            weight, scale = int8.quantize_rows(rows) if matrix.place.group is None else int4.quantize_groups(rows, matrix.place.group)
+            weight, scale = (
+                int8.quantize_rows(rows, levels) if matrix.place.group is None else int4.quantize_groups(rows, matrix.place.group)
+            )
             file.write(matrix.name, weight, _codes(matrix, matrix.rows) * index + _codes(matrix, first))
             scales.append(scale)
         name, along = ("scale", 0) if matrix.place.group is None else ("scale_zero", 1)
