@@ -10,7 +10,22 @@ import pytest
 import salticid
 from salticid.cli.main import app
 
-VERBS = ("ask", "caption", "chat", "locate", "models", "env", "train", "assemble", "quantize", "upcycle", "export", "eval", "retrieval")
+VERBS = (
+    "ask",
+    "caption",
+    "chat",
+    "locate",
+    "models",
+    "env",
+    "train",
+    "assemble",
+    "quantize",
+    "upcycle",
+    "merge",
+    "export",
+    "eval",
+    "retrieval",
+)
 GROUPS = ("convert", "bench", "data")
 
 # Runs a command in a fresh interpreter and then says which heavy packages it has imported.
