@@ -82,7 +82,7 @@ def check_layer(layer: ExpertsLayer, x: Tensor, grad_output: Tensor, recorded: d
     torch.testing.assert_close(out, recorded["output"], **close)
 
     ((out * grad_output).sum() + routing.aux_loss).backward()
-    close = {"rtol": 1e-5, "atol": 1e-6}  # gradients are sums over all tokens
+    close = {"rtol": 1e-5, "atol": 3e-6}  # gradients are sums over all tokens, in an order that the processor chooses
     assert x.grad is not None
     torch.testing.assert_close(x.grad, recorded["grad_input"], **close)
     torch.testing.assert_close(layer.router.wg.weight.grad, recorded["grad_wg"], **close)
