@@ -43,17 +43,16 @@ def merge_folders(sources: Sequence[Path], out: Path, shares: Sequence[float] | 
     with new_folder(out) as folder:
         merged, processor = _load(sources[0])
         with torch.no_grad():
-            weights = {name: weight for name, weight in merged.state_dict().items() if weight.is_floating_point()}
-            shared = {weight.data_ptr(): weight for weight in weights.values()}  # tied weights once
-            for weight in shared.values():
-                weight.mul_(chosen[0])
+            own = merged.state_dict()
+            names = {weight.data_ptr(): name for name, weight in own.items() if weight.is_floating_point()}.values()  # tied ones once
+            for name in names:
+                own[name].mul_(chosen[0])
             for source, share in zip(sources[1:], chosen[1:], strict=True):
                 other, other_processor = _load(source)
                 _refuse_misfits(sources[0], merged, processor, source, other, other_processor)
                 theirs = other.state_dict()
-                names = {weight.data_ptr(): name for name, weight in weights.items()}
-                for place, weight in shared.items():
-                    weight.add_(theirs[names[place]], alpha=share)
+                for name in names:
+                    own[name].add_(theirs[name], alpha=share)
         save_model(merged, folder)
         processor.save_pretrained(folder)
 

@@ -82,10 +82,11 @@ def check_layer(layer: ExpertsLayer, x: Tensor, grad_output: Tensor, recorded: d
     torch.testing.assert_close(out, recorded["output"], **close)
 
     ((out * grad_output).sum() + routing.aux_loss).backward()
-    close = {"rtol": 1e-5, "atol": 3e-6}  # gradients are sums over all tokens, in an order that the processor chooses
+    close = {"rtol": 1e-5, "atol": 1e-6}  # gradients are sums over all tokens
     assert x.grad is not None
     torch.testing.assert_close(x.grad, recorded["grad_input"], **close)
-    torch.testing.assert_close(layer.router.wg.weight.grad, recorded["grad_wg"], **close)
+    # The router's reach 4.3, of terms that cancel: with AVX-512 but no bf16 instructions float32 sums were seen to differ by 1.9e-6.
+    torch.testing.assert_close(layer.router.wg.weight.grad, recorded["grad_wg"], rtol=1e-5, atol=3e-6)
     for ours, theirs in PHI_NAMES.items():
         if f"grad.0.{theirs}" in recorded:
             expected = torch.stack([recorded[f"grad.{expert}.{theirs}"] for expert in range(4)])
