@@ -120,6 +120,25 @@ def test_objects_are_cut_out(run: Any, data_folder: Path, tmp_path: Path) -> Non
     assert "dog" in names and "person" not in names  # noqa: PT018
 
 
+def test_a_teacher_answers_about_photos_that_look_alike(
+    run: Any, one_clear_line: Any, data_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    from salticid.data.datasets.daquar import Daquar
+
+    out = tmp_path / "taught"
+    arguments = ("data", "answers", tiny_model_folder, data_folder / "daquar", "--out", out)
+    result = run(*arguments)
+    count = len(Daquar(data_folder / "daquar").photos)
+    assert result.code == 0
+    assert result.out == f"{out}\t{2 * count} answers; each photo kept aside, 1.000 of people's own {2 * count} are answered as they did\n"
+    turns = [turn for talk in Daquar(data_folder / "daquar", taught=out).example(0, 0).conversations for turn in talk]
+    assert [turn.answer for turn in turns].count("lamp") == 2, "one of people's, one taught"
+    one_clear_line(run(*arguments), 4, "exists already")
+    one_clear_line(run("data", "answers", tmp_path, data_folder / "daquar", "--out", tmp_path / "new"), 3, "no model in")
+    one_clear_line(run("data", "answers", tiny_model_folder, data_folder / "coco", "--out", tmp_path / "new"), 5, "train.json")
+    assert not (tmp_path / "new").exists()
+
+
 def test_boxes_are_told_of_photos_with_captions(run: Any, one_clear_line: Any, data_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from salticid.data.boxes import Region
     from salticid.data.datasets.photo_tasks import PhotoTasks

@@ -59,4 +59,6 @@ def test_quantize_says_what_does_not_go_together(
         5,
         "flickr8k, daquar, coco",
     )
+    for levels in (63, 128):
+        one_clear_line(run("quantize", tiny_model_folder, *out, "--levels", levels), 2, "64 to 127")
     assert not (tmp_path / "small").exists()

@@ -92,6 +92,30 @@ def boxes(
     print(f"{out}\t{sum(map(len, told.values()))} boxes on {len(told)} of {len(photos)} photos")
 
 
+@app.command(epilog="Example:  salticid data answers runs/nano/0_parts data/daquar --out parts/taught")
+def answers(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model whose tower sees the photos; best one that never learned them.")],
+    folder: Annotated[Path, typer.Argument(metavar="DAQUAR", help="Folder of the daquar reader: photos with questions.")],
+    out: Annotated[Path, typer.Option(help="Folder for answers.json; must not exist yet.")],
+) -> None:
+    """Let a teacher answer questions about photos that look like those they were asked of (`taught` of daquar); of held-out photos none."""
+    require("train", NEEDS)
+    import salticid.quant  # noqa: F401  (the embedded model's weights are packed)
+    from salticid.checkpoints.save import new_folder
+    from salticid.data.datasets.daquar import TAUGHT, Daquar
+    from salticid.engine.catalog import find_model
+    from salticid.train.taught_answers import pooled_features, teach
+
+    photos = Daquar(folder).photos
+    with new_folder(out) as new:
+        told = list(teach(photos, pooled_features(find_model(model), photos)))
+        rows = [{"image": photos[each.photo].path.name, "question": each.question, "answer": each.answer} for each in told]
+        (new / TAUGHT).write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
+    own = [each for each in told if each.given is not None]
+    right = sum(each.answer == each.given for each in own) / len(own)
+    print(f"{out}\t{len(told)} answers; each photo kept aside, {right:.3f} of people's own {len(own)} are answered as they did")
+
+
 def _report(stage: Any, number: int, look: Check, limit: int) -> SourceReport:
     """Of one data set; one that cannot be opened is a problem of its own, so that the others are looked at too."""
     from salticid.data.check import SourceReport

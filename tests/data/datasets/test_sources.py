@@ -93,6 +93,22 @@ def test_daquar_uses_the_questions_as_given_and_all_of_them(corpora: dict[str, P
     assert all(sum(map(len, source.example(0, seed).conversations)) == 2 for seed in range(5))
 
 
+def test_daquar_adds_what_a_teacher_answered(corpora: dict[str, Path], tmp_path: Path) -> None:
+    photo = Daquar(corpora["daquar"]).photos[0].path.name
+    rows = [{"image": photo, "question": f"what is behind {n}", "answer": "night_stand"} for n in range(5)]
+    (tmp_path / "answers.json").write_text(json.dumps(rows))
+    source = Daquar(corpora["daquar"], questions=1, existence=0, unknowns=0.0, taught=tmp_path, taught_questions=3)
+    for seed in range(5):
+        told = [turn for talk in source.example(0, seed).conversations for turn in talk if turn.answer == "night stand"]
+        assert len({turn.question for turn in told}) == 3, "and no more, none twice"
+        assert sum(map(len, source.example(0, seed).conversations)) == 4
+    assert source.photos == Daquar(corpora["daquar"]).photos, "what people asked stays apart"
+    with pytest.raises(DataError, match="make them with: salticid data answers"):
+        Daquar(corpora["daquar"], split="heldout", taught=tmp_path)
+    with pytest.raises(DataError, match="make them with: salticid data answers"):
+        Daquar(corpora["daquar"], taught=tmp_path / "none")
+
+
 def test_coco_answers_agree_with_the_boxes(corpora: dict[str, Path]) -> None:
     source = SOURCES["coco"](corpora["coco"])
     kinds = set()

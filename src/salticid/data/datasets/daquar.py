@@ -18,6 +18,8 @@ from salticid.errors import DataError
 
 HELD_OUT = 15
 """Percent of the photos that are held out."""
+TAUGHT = "answers.json"
+"""Rows like those of `train.json`, of which a teacher gave the answers."""
 
 
 def spoken(answer: str) -> str:
@@ -29,22 +31,26 @@ class Daquar:
     """Questions as they were asked, and `existence` more about things in the room.
 
     An example holds `questions` of the photo's own at most; other seeds draw others. `photos` have answers as written by
-    `spoken`.
+    `spoken`. `taught` is a folder with a teacher's answers (`salticid data answers`), of which
+    `taught_questions` at most are drawn beside the photo's own.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], split: str = "train", questions: int = 9, existence: int = 2, unknowns: float = 0.2
+        self,
+        folder: str | os.PathLike[str],
+        split: str = "train",
+        questions: int = 9,
+        existence: int = 2,
+        unknowns: float = 0.2,
+        taught: str | os.PathLike[str] | None = None,
+        taught_questions: int = 8,
     ) -> None:
         check_split(split, ("train", "heldout"))
-        path = Path(folder) / "train.json"
-        by_photo: dict[str, list[tuple[str, str]]] = {}
-        for row in rows_of(read_json(folder, "train.json"), ("image", "question", "answer"), path):
-            if is_held_out(row["image"], HELD_OUT) == (split == "heldout"):
-                by_photo.setdefault(row["image"], []).append((row["question"].strip(), spoken(row["answer"])))
-        if not by_photo:
-            raise DataError(f"{path} has no photo of the split {split!r}; fetch the file again or choose another split.")
+        by_photo = _asked(Path(folder) / "train.json", split)
         self.photos = [QuestionedPhoto(Path(folder) / "images" / name, tuple(asked)) for name, asked in by_photo.items()]
-        self.questions, self.existence, self.unknowns = questions, existence, unknowns
+        told = _told(Path(taught), split) if taught else {}
+        self.taught = [tuple(told.get(name, ())) for name in by_photo]
+        self.questions, self.taught_questions, self.existence, self.unknowns = questions, taught_questions, existence, unknowns
         asked = [photo.questions for photo in self.photos]
         self.things = BalancedThings([things_in(a) for a in asked], [possible_in(a) for a in asked])
 
@@ -55,6 +61,8 @@ class Daquar:
         """The photo at `index` with some of its questions, drawn by `seed` without repetition."""
         photo, random_ = self.photos[index], random.Random(f"{seed}/{index}")
         turns = [Turn(*pair) for pair in random_.sample(photo.questions, min(self.questions, len(photo.questions)))]
+        taught = self.taught[index]
+        turns += [Turn(*pair) for pair in random_.sample(taught, min(self.taught_questions, len(taught)))]
         drawn = self.things.draw(index, self.existence, random_)
         turns += exist_all(
             [(random_.choice(OUTDOOR) if not there and random_.random() < 0.1 else thing, there) for thing, there in drawn], random_
@@ -62,3 +70,21 @@ class Daquar:
         if random_.random() < self.unknowns:
             turns.append(unknown(random_))
         return Example((photo.path,), converse((), turns, random_))
+
+
+def _asked(path: Path, split: str) -> dict[str, list[tuple[str, str]]]:
+    """Questions and answers by photo; raises DataError where no photo of the split has any."""
+    by_photo: dict[str, list[tuple[str, str]]] = {}
+    for row in rows_of(read_json(path.parent, path.name), ("image", "question", "answer"), path):
+        if is_held_out(row["image"], HELD_OUT) == (split == "heldout"):
+            by_photo.setdefault(row["image"], []).append((row["question"].strip(), spoken(row["answer"])))
+    if not by_photo:
+        raise DataError(f"{path} has no photo of the split {split!r}; fetch the file again or choose another split.")
+    return by_photo
+
+
+def _told(folder: Path, split: str) -> dict[str, list[tuple[str, str]]]:
+    try:
+        return _asked(folder / TAUGHT, split)
+    except DataError as error:
+        raise DataError(f"{folder} has no teacher's answers for these photos; make them with: salticid data answers") from error
