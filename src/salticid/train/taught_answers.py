@@ -3,7 +3,7 @@
 The teacher has no language model: kernel ridge regression from a question's words and a photo's features to one of the answers that people
 gave. Two cases are as alike as their questions, times how alike their photos are; so what is usually answered to such a question weighs,
 and more where the photos look alike. It never learns by heart what it is asked: it answers about a photo from the other photos only, also
-questions that people asked of photos that look alike. Why soft answers of a second model teach: Hinton et al., arXiv 1503.02531.
+questions that people asked of photos that look alike. Why answers of a second model teach: Hinton et al., arXiv 1503.02531.
 
 Q questions, P photos, A answers, W words and runs of words, D features.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +61,8 @@ class AnswerTeacher:
         places = {answer: place for place, answer in enumerate(self.answers)}
         targets_Q = torch.tensor([places[answer] for _, _, answer in self.asked])
         self.targets_QA = torch.nn.functional.one_hot(targets_Q, len(self.answers)).float()
-        seen = Counter(run for _, question, _ in self.asked for run in runs(question))
-        self.places = {run: place for place, run in enumerate(seen)}
+        known = dict.fromkeys(run for _, question, _ in self.asked for run in sorted(runs(question)))
+        self.places = {run: place for place, run in enumerate(known)}
         self.words_QW = self._words([question for _, question, _ in self.asked])
         self.likeness_PP = likeness(features_PD)
         self.weights_PP = 1 + PHOTO_WEIGHT * self.likeness_PP
@@ -109,7 +108,7 @@ def teach(
     teacher, chance = AnswerTeacher(photos, features_PD), random.Random(seed)
     numbers = list(range(len(photos)))
     chance.shuffle(numbers)
-    nearest_PP = teacher.likeness_PP.fill_diagonal_(0).argsort(dim=1, descending=True)
+    nearest_PP = teacher.likeness_PP.clone().fill_diagonal_(0).argsort(dim=1, descending=True)
     for part in range(folds):
         without = numbers[part::folds]
         asked: list[tuple[int, str, str | None]] = []
