@@ -9,7 +9,7 @@ import typer
 
 from salticid.errors import InputError
 
-EXAMPLE = "Example:  salticid merge runs/nano/7_captions runs/nano/8_captions --out runs/nano/mean"
+EXAMPLE = "Example:  salticid merge runs/nano/7_captions runs/nano/8_captions --out runs/nano/8_mean"
 
 
 def merge(
