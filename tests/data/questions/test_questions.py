@@ -8,6 +8,8 @@ import pytest
 
 from salticid.data.conversation import Turn
 from salticid.data.datasets.coco import CocoObjects
+from salticid.data.datasets.daquar import Daquar
+from salticid.data.datasets.flickr8k import Flickr8k
 from salticid.data.questions import facts
 from salticid.data.questions.balance import BalancedThings
 from salticid.data.questions.captions import tidy
@@ -154,6 +156,26 @@ def test_a_thing_tells_nothing_about_the_answer() -> None:
             asked[thing, there] += 1
     for thing in things.things:
         assert 0.44 < asked[thing, True] / (asked[thing, True] + asked[thing, False]) < 0.56, thing
+
+
+@pytest.mark.parametrize(("hard", "least", "most"), [(0.0, 0.0, 0.6), (1.0, 1.0, 1.0)])
+def test_a_share_of_the_absent_things_goes_with_what_is_there(hard: float, least: float, most: float) -> None:
+    present = [["plate", "fork"], ["plate", "cup"], ["car", "bus"], ["car", "truck"], ["dog", "kite"]] * 8
+    things = BalancedThings(present, present, hard=hard)
+    drawn = [name for seed in range(200) for name, there in things.draw(0, 8, random.Random(seed)) if not there]
+    assert len(drawn) > 300
+    assert least <= drawn.count("cup") / len(drawn) <= most
+    for thing in things.things:  # and a thing's name still tells nothing
+        asked = Counter(pair for photo in range(40) for pair in things.draw(photo, 80, random.Random(photo)) if pair[0] == thing)
+        assert not asked or 0.4 < asked[thing, True] / asked.total() < 0.6, thing
+
+
+@pytest.mark.parametrize("kind", [CocoObjects, Flickr8k, Daquar])
+def test_hard_negatives_of_a_data_set_are_a_share(kind: type[CocoObjects | Flickr8k | Daquar], corpora: dict[str, Path]) -> None:
+    folder = corpora[{CocoObjects: "coco", Flickr8k: "flickr8k", Daquar: "daquar"}[kind]]
+    assert kind(folder, hard_negatives=0.25).things.hard == 0.25
+    with pytest.raises(ConfigurationError, match=r"hard_negatives is a share from 0 to 1, not 1\.5"):
+        kind(folder, hard_negatives=1.5)
 
 
 def test_excluded_things_are_drawn_as_neither() -> None:

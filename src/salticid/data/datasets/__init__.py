@@ -6,6 +6,7 @@ from salticid.data.datasets.captions import CcSbuAlign, CocoCaption, TextCaps
 from salticid.data.datasets.coco import CocoObjects
 from salticid.data.datasets.daquar import Daquar
 from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets.flickr8k_scenes import Flickr8kScenes
 from salticid.data.datasets.grounding import FlickrCaptionToPhrase, FlickrGroundedCaption, FlickrObjectToPhrase
 from salticid.data.datasets.instructions import CocoConversation, CocoInstruction, LlavaReason, MultitaskConversation, UnnaturalInstruction
 from salticid.data.datasets.llava import Llava
@@ -19,7 +20,8 @@ SOURCES: dict[str, type] = {
     "flickr8k": Flickr8k,
     "daquar": Daquar,
     "coco": CocoObjects,
-    "photo_tasks": PhotoTasks,  # the tasks of TinyGPT-V over the three above
+    "flickr8k_scenes": Flickr8kScenes,
+    "photo_tasks": PhotoTasks,  # the tasks of TinyGPT-V over the first three
     # ---- published files; MoE-LLaVA and one's own data, then TinyGPT-V's stages in their order
     "llava": Llava,
     "webdataset": WebDataset,

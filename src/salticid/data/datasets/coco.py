@@ -11,7 +11,7 @@ from typing import Any
 from salticid.data.conversation import Example, Turn
 from salticid.data.datasets.files import check_split, is_held_out, read_json, rows_of
 from salticid.data.questions import boxes
-from salticid.data.questions.balance import BalancedThings
+from salticid.data.questions.balance import HARD, BalancedThings
 from salticid.data.questions.captions import caption_turn
 from salticid.data.questions.conversations import converse
 from salticid.data.questions.existence import exist_all
@@ -38,9 +38,14 @@ SHARES: dict[str, float] = {
 
 
 class CocoObjects:
-    """Questions that boxes answer, and captions where a photo has any: `questions` and `captions` at most per example."""
+    """Questions that boxes answer, and captions where a photo has any: `questions` and `captions` at most per example.
 
-    def __init__(self, folder: str | os.PathLike[str], split: str = "train", questions: int = 10, captions: int = 5) -> None:
+    `hard_negatives`: see `BalancedThings`.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], split: str = "train", questions: int = 10, captions: int = 5, hard_negatives: float = HARD
+    ) -> None:
         check_split(split, ("train", "heldout"))
         path = Path(folder) / "train.json"
         content = read_json(folder, "train.json")
@@ -51,7 +56,7 @@ class CocoObjects:
         if not self.photos:
             raise DataError(f"{path} has no photo of the split {split!r}; fetch the file again or choose another split.")
         self.questions, self.captions = questions, captions
-        self.things = BalancedThings([boxes.present(p) for p in self.photos], [boxes.marked(p) for p in self.photos])
+        self.things = BalancedThings([boxes.present(p) for p in self.photos], [boxes.marked(p) for p in self.photos], hard=hard_negatives)
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from salticid.data.conversation import Example, Turn
 from salticid.data.datasets.files import check_split, is_held_out, read_json, rows_of
-from salticid.data.questions.balance import BalancedThings
+from salticid.data.questions.balance import HARD, BalancedThings
 from salticid.data.questions.conversations import converse
 from salticid.data.questions.existence import exist_all
 from salticid.data.questions.rooms import OUTDOOR, possible_in, things_in
@@ -32,7 +32,7 @@ class Daquar:
 
     An example holds `questions` of the photo's own at most; other seeds draw others. `photos` have answers as written by
     `spoken`. `taught` is a folder with a teacher's answers (`salticid data answers`), of which
-    `taught_questions` at most are drawn beside the photo's own.
+    `taught_questions` at most are drawn beside the photo's own. `hard_negatives`: see `BalancedThings`.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Daquar:
         unknowns: float = 0.2,
         taught: str | os.PathLike[str] | None = None,
         taught_questions: int = 8,
+        hard_negatives: float = HARD,
     ) -> None:
         check_split(split, ("train", "heldout"))
         by_photo = _asked(Path(folder) / "train.json", split)
@@ -52,7 +53,7 @@ class Daquar:
         self.taught = [tuple(told.get(name, ())) for name in by_photo]
         self.questions, self.taught_questions, self.existence, self.unknowns = questions, taught_questions, existence, unknowns
         asked = [photo.questions for photo in self.photos]
-        self.things = BalancedThings([things_in(a) for a in asked], [possible_in(a) for a in asked])
+        self.things = BalancedThings([things_in(a) for a in asked], [possible_in(a) for a in asked], hard=hard_negatives)
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from salticid.data.conversation import Example, Turn
 from salticid.data.datasets.files import check_split, read_json, rows_of
-from salticid.data.questions.balance import BalancedThings
+from salticid.data.questions.balance import HARD, BalancedThings
 from salticid.data.questions.captions import caption_turn
 from salticid.data.questions.conversations import converse
 from salticid.data.questions.existence import exist_all
@@ -22,15 +22,20 @@ EXISTENCE, UNKNOWN, ABSENT = 0.5, 0.04, 0.04
 
 
 class Flickr8k:
-    """Captions and questions made from them. `captions` and `questions` are how many of each an example holds at most."""
+    """Captions and questions made from them. `captions` and `questions` are how many of each an example holds at most.
 
-    def __init__(self, folder: str | os.PathLike[str], split: str = "train", captions: int = 5, questions: int = 4) -> None:
+    `hard_negatives`: see `BalancedThings`.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], split: str = "train", captions: int = 5, questions: int = 4, hard_negatives: float = HARD
+    ) -> None:
         check_split(split, ("train", "dev"))
         rows = rows_of(read_json(folder, f"{split}.json"), ("image", "captions"), Path(folder) / f"{split}.json")
         self.photos = [CaptionedPhoto(Path(folder) / "images" / row["image"], tuple(row["captions"])) for row in rows]
         self.captions, self.questions = captions, questions
         mentions = [read_mentions(photo.captions) for photo in self.photos]
-        self.things = BalancedThings([m.present() for m in mentions], [m.excluded() for m in mentions])
+        self.things = BalancedThings([m.present() for m in mentions], [m.excluded() for m in mentions], hard=hard_negatives)
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -12,15 +12,25 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
+from salticid.data.options import check_share
+
+HARD = 0.5
+"""Share of the absent things that go with what a photo shows, such as a fork where there is a plate."""
+
 
 class BalancedThings:
     """Things that are in photos, and things that are not, drawn with equal frequency for each thing.
 
     `present[i]` are the things that photo i surely shows, `excluded[i]` those that it may show: they are never drawn as absent.
-    Half of the absent things go with what is there: they are drawn from the things of photos that share a thing with this one.
+    A share of `hard` of the absent things go with what is there: they are drawn from the things of photos that share a thing with
+    this one. Raises ConfigurationError where that is no share.
     """
 
-    def __init__(self, present: Sequence[Sequence[str]], excluded: Sequence[Collection[str]], *, seed: int = 0, rounds: int = 40) -> None:
+    def __init__(
+        self, present: Sequence[Sequence[str]], excluded: Sequence[Collection[str]], *, hard: float = HARD, seed: int = 0, rounds: int = 40
+    ) -> None:
+        check_share("hard_negatives", hard)
+        self.hard = hard
         self.present = [tuple(things) for things in present]
         self.excluded = [frozenset(things) | frozenset(here) for things, here in zip(excluded, present, strict=True)]
         self.things = sorted({thing for things in self.present for thing in things})
@@ -72,10 +82,10 @@ class BalancedThings:
             mass = sum(self.yes[thing] for thing in things)
             for thing in things:
                 asked_yes[thing] += self.yes[thing] / mass
-            hard = sum(self.no[thing] for thing in companions)
+            together = sum(self.no[thing] for thing in companions)
             for thing in companions:
-                asked_no[thing] += 0.5 * self.no[thing] / hard
-            share = (0.5 if companions else 1.0) / max(total - sum(self.no.get(thing, 0.0) for thing in excluded), 1e-9)
+                asked_no[thing] += self.hard * self.no[thing] / together
+            share = (1.0 - self.hard if companions else 1.0) / max(total - sum(self.no.get(thing, 0.0) for thing in excluded), 1e-9)
             everywhere += share
             for thing in excluded:
                 if thing in asked_no:
@@ -92,7 +102,7 @@ class BalancedThings:
     def draw_absent(self, photo: int, random_: random.Random) -> str | None:
         """A thing that the photo surely lacks; None when there is none."""
         things: Sequence[str] = self.companions[photo]
-        if not things or random_.random() < 0.5:
+        if not things or random_.random() < 1 - self.hard:
             for _ in range(50):
                 thing = (
                     self.things[min(bisect(self._ladder, random_.random() * self._ladder[-1]), len(self.things) - 1)] if self.things else ""
