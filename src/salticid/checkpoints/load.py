@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 
 from salticid.checkpoints.lora import attach_lora
@@ -67,7 +68,8 @@ def load_model(folder: Path, dtype: str | torch.dtype = torch.float32, **options
     if not any(folder.glob("model*.safetensors")):
         raise CheckpointError(f"{folder} has config.json but no model.safetensors; copy the weights there")
     try:
-        loaded: Any = VisionLanguageModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **options)
+        with _QuickToShape():
+            loaded: Any = VisionLanguageModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **options)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {folder} are damaged or do not fit: {str(error).splitlines()[0]}") from error
     model, report = loaded
@@ -93,6 +95,25 @@ def load_processor(folder: Path) -> VisionLanguageProcessor:
     except (OSError, ValueError) as error:
         files = "tokenizer.json, processor_config.json"
         raise CheckpointError(f"{folder} lacks its processor files ({files}): {str(error).splitlines()[0]}") from error
+
+
+class _QuickToShape(TorchFunctionMode):
+    """Makes tensors without memory quickly: what torch has Python code alone for, and would load its compiler for, is left out.
+
+    Random weights are not drawn, and ranges, from which frequencies of positions are made, lie in the processor's memory from the start.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        if function is torch.arange and torch.device(kwargs.get("device") or "cpu").type == "meta":
+            kwargs = {**kwargs, "device": "cpu"}
+        return function(*args, **kwargs)
 
 
 def _listed(name: str, keys: Iterable[Any]) -> str:

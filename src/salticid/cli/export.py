@@ -42,7 +42,7 @@ def export(
         require("openvino", ("openvino", "nncf") if precision in ("int8", "int4") else ("openvino",))
     notes: list[str] = []
     # NNCF draws its progress on standard output, where programs read the files' names.
-    with open_model(model, "fp32", "cpu") as vlm, redirect_stdout(sys.stderr):
+    with open_model(model, "fp32", "cpu", lean=False) as vlm, redirect_stdout(sys.stderr):
         if to == "gguf":
             from salticid.checkpoints.export.gguf_folder import export_gguf
 

@@ -31,6 +31,7 @@ from salticid.cli import (
     models,
     quantize,
     retrieval,
+    session,
     train,
     upcycle,
 )
@@ -88,6 +89,7 @@ def run() -> NoReturn:
     What was registered for the end is done, and threads are waited for; but a million objects of imported libraries are not taken apart one
     by one, which would take longer than an answer does.
     """
+    session.OWN_PROCESS = True
     code = main()
     threading._shutdown()  # type: ignore[attr-defined]  # the interpreter's own wait, which first tells idle workers of pools to end
     atexit._run_exitfuncs()

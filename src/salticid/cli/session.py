@@ -7,16 +7,24 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
+
+from salticid.cli.lean_imports import lean_imports
 
 if TYPE_CHECKING:
     from salticid.engine.vision_language import VisionLanguage
 
 
+OWN_PROCESS = False
+"""Whether this process serves one command alone, so that what others might want of the libraries below may be left out."""
+
+
 @contextmanager
-def open_model(model: str, precision: str, device: str) -> Iterator[VisionLanguage]:
+def open_model(model: str, precision: str, device: str, lean: bool = True) -> Iterator[VisionLanguage]:
     """`salticid.load`, quiet until the command ends; everything is as it was afterwards.
+
+    `lean`: in a process of its own, without torch's compiler where nobody asks for it.
 
     Raises:
         SalticidError: see `salticid.load`.
@@ -25,7 +33,7 @@ def open_model(model: str, precision: str, device: str) -> Iterator[VisionLangua
 
     spin_briefly()
     with ExitStack() as until_the_end:
-        with _without_collection():
+        with _without_collection(), lean_imports() if lean and OWN_PROCESS else nullcontext():
             until_the_end.enter_context(quiet())
             from salticid.engine.load import load
 

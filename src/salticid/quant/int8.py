@@ -54,7 +54,7 @@ def quantize_rows(weight_NK: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tens
         ConfigurationError: the weight holds NaN or infinity.
     """
     if weight_NK.is_meta:
-        return torch.empty_like(weight_NK, dtype=torch.int8), torch.empty_like(weight_NK[:, 0])
+        return weight_NK.new_empty(weight_NK.shape, dtype=torch.int8), weight_NK.new_empty(len(weight_NK))
     values_NK = weight_NK.detach().float()
     scale_N = (values_NK.abs().amax(dim=1) / levels).bfloat16().float()
     if not scale_N.isfinite().all():

@@ -1,0 +1,87 @@
+"""transformers without torch's compiler and without distributed tensors, for commands that use neither.
+
+To give a model class, transformers 5 loads both, which takes as long as all else that it loads, though a command on one machine needs the
+compiler for nothing but to mark functions that must not be compiled. torches without distributed tensors exist, and transformers asks for
+them by `torch.distributed.is_available`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+COMPILER = "torch._dynamo"
+MASKS = f"{COMPILER}._trace_wrapped_higher_order_op"
+MARKERS = ("allow_in_graph", "assume_constant_result", "disable")
+
+
+@contextmanager
+def lean_imports() -> Iterator[None]:
+    """Inside, transformers is imported and loads models without the compiler; afterwards `torch.compile` is there as ever.
+
+    Until the process ends transformers takes this torch for one without `torch.distributed`. Nothing happens where transformers' models or
+    the compiler have been imported before. Where more of the compiler is asked for than its marks, it is loaded.
+    """
+    if COMPILER in sys.modules or "transformers.modeling_utils" in sys.modules:
+        yield
+        return
+    import torch.compiler
+    import torch.distributed
+
+    stand_ins = {COMPILER: _compiler(), MASKS: ModuleType(MASKS)}
+    stand_ins[MASKS].TransformGetItemToIndex = _transform_get_item_to_index  # type: ignore[attr-defined]
+    markers = {marker: getattr(torch.compiler, marker) for marker in MARKERS}
+    is_available = torch.distributed.is_available
+    sys.modules.update(stand_ins)
+    torch._dynamo = stand_ins[COMPILER]
+    torch.distributed.is_available = lambda: False
+    for marker in MARKERS:
+        setattr(torch.compiler, marker, _unmarked)
+    try:
+        yield
+    finally:
+        for marker, own in markers.items():
+            setattr(torch.compiler, marker, own)
+        torch.distributed.is_available = is_available
+        _withdraw(stand_ins)
+
+
+def _compiler() -> ModuleType:
+    compiler = ModuleType(COMPILER)
+    compiler.__path__ = []  # a package without files
+    for marker in MARKERS:
+        setattr(compiler, marker, _unmarked)
+
+    def other(name: str) -> Any:
+        if name.startswith("__"):  # the import system's questions
+            raise AttributeError(name)
+        _withdraw({COMPILER: compiler, MASKS: sys.modules.get(MASKS)})
+        return getattr(importlib.import_module(COMPILER), name)
+
+    compiler.__getattr__ = other  # type: ignore[method-assign]
+    return compiler
+
+
+def _withdraw(stand_ins: dict[str, Any]) -> None:
+    """Take these modules away, so that the next import finds the real ones; those that are real already stay."""
+    import torch
+
+    if torch.__dict__.get("_dynamo") is stand_ins[COMPILER]:
+        del torch._dynamo
+    for name, module in stand_ins.items():
+        if module is not None and sys.modules.get(name) is module:
+            del sys.modules[name]
+
+
+def _unmarked(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Callable[..., Any]:
+    """What torch's markers give, bare or with arguments, as if nothing were ever compiled."""
+    return _unmarked if function is None else function
+
+
+def _transform_get_item_to_index() -> Any:
+    """The real one, imported when it is called."""
+    return importlib.import_module(MASKS).TransformGetItemToIndex()

@@ -1,0 +1,57 @@
+"""Commands that answer do without torch's compiler, and leave it as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "photos" / "cat.jpg"
+
+ANSWERED = f"""
+import sys
+from salticid.cli import session
+session.OWN_PROCESS = True
+with session.open_model("nano", "auto", "cpu") as vlm:
+    print(vlm.ask({str(PHOTO)!r}, "What animal is this?"))
+for name in ("torch._dynamo", "torch.distributed.tensor", "sympy"):
+    assert name not in sys.modules, name
+import torch
+assert torch.distributed.is_available.__module__ == "torch.distributed"
+assert torch.compiler.disable.__module__ == "torch.compiler"
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+assert "torch._dynamo" in sys.modules
+from transformers.masking_utils import TransformGetItemToIndex
+with TransformGetItemToIndex():
+    assert torch.arange(3)[torch.tensor(2)] == 2
+"""
+
+ASKED_FOR_MORE = """
+import sys
+from salticid.cli.lean_imports import lean_imports
+with lean_imports():
+    import torch
+    assert torch._dynamo.allow_in_graph(abs) is abs and torch.compiler.disable(recursive=False)(abs) is abs
+    assert "torch._dynamo.eval_frame" not in sys.modules
+    assert torch._dynamo.config.cache_size_limit > 0  # no mark
+    real = sys.modules["torch._dynamo"]
+    assert "torch._dynamo.eval_frame" in sys.modules
+assert sys.modules["torch._dynamo"] is real is torch._dynamo
+with lean_imports():  # loaded already
+    assert torch._dynamo is real
+    assert torch.distributed.is_available()
+"""
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_answer_needs_no_compiler_and_leaves_it_whole() -> None:
+    assert run(ANSWERED).strip()
+
+
+def test_whoever_asks_for_more_gets_the_compiler() -> None:
+    run(ASKED_FOR_MORE)
