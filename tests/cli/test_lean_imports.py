@@ -42,6 +42,23 @@ with lean_imports():  # loaded already
     assert torch.distributed.is_available()
 """
 
+# as if transformers imported one more part of the compiler
+ANOTHER_TRANSFORMERS = f"""
+import sys
+class Finder:
+    tried = 0
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers.masking_utils":
+            Finder.tried += 1
+            import torch._dynamo.eval_frame
+sys.meta_path.insert(0, Finder())
+from salticid.cli import session
+session.OWN_PROCESS = True
+with session.open_model("nano", "auto", "cpu") as vlm:
+    print(vlm.ask({str(PHOTO)!r}, "What animal is this?"))
+assert Finder.tried == 2 and "torch._dynamo.eval_frame" in sys.modules
+"""
+
 
 def run(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
@@ -55,3 +72,7 @@ def test_an_answer_needs_no_compiler_and_leaves_it_whole() -> None:
 
 def test_whoever_asks_for_more_gets_the_compiler() -> None:
     run(ASKED_FOR_MORE)
+
+
+def test_a_transformers_that_wants_more_is_given_it() -> None:
+    assert run(ANOTHER_TRANSFORMERS) == run(ANSWERED)
