@@ -32,14 +32,34 @@ def lean_imports() -> Iterator[None]:
     import torch.compiler
     import torch.distributed
 
-    stand_ins = {COMPILER: _compiler(), MASKS: ModuleType(MASKS)}
-    stand_ins[MASKS].TransformGetItemToIndex = _transform_get_item_to_index  # type: ignore[attr-defined]
+    compiler, masks = ModuleType(COMPILER), ModuleType(MASKS)
+    stand_ins = {COMPILER: compiler, MASKS: masks}
+
+    def withdraw() -> None:
+        """The next import finds the real modules."""
+        if vars(torch).get("_dynamo") is compiler:
+            del torch._dynamo
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+    def load_for(name: str) -> Any:
+        """What is asked of the compiler beyond its marks, of the real one."""
+        if name.startswith("__"):  # the import system's questions
+            raise AttributeError(name)
+        withdraw()
+        return getattr(importlib.import_module(COMPILER), name)
+
+    compiler.__path__ = []  # a package without files
+    compiler.__getattr__ = load_for  # type: ignore[method-assign]
+    masks.TransformGetItemToIndex = _transform_get_item_to_index  # type: ignore[attr-defined]
     markers = {marker: getattr(torch.compiler, marker) for marker in MARKERS}
     is_available = torch.distributed.is_available
     sys.modules.update(stand_ins)
-    torch._dynamo = stand_ins[COMPILER]
+    torch._dynamo = compiler
     torch.distributed.is_available = lambda: False
     for marker in MARKERS:
+        setattr(compiler, marker, _unmarked)
         setattr(torch.compiler, marker, _unmarked)
     try:
         yield
@@ -47,34 +67,7 @@ def lean_imports() -> Iterator[None]:
         for marker, own in markers.items():
             setattr(torch.compiler, marker, own)
         torch.distributed.is_available = is_available
-        _withdraw(stand_ins)
-
-
-def _compiler() -> ModuleType:
-    compiler = ModuleType(COMPILER)
-    compiler.__path__ = []  # a package without files
-    for marker in MARKERS:
-        setattr(compiler, marker, _unmarked)
-
-    def other(name: str) -> Any:
-        if name.startswith("__"):  # the import system's questions
-            raise AttributeError(name)
-        _withdraw({COMPILER: compiler, MASKS: sys.modules.get(MASKS)})
-        return getattr(importlib.import_module(COMPILER), name)
-
-    compiler.__getattr__ = other  # type: ignore[method-assign]
-    return compiler
-
-
-def _withdraw(stand_ins: dict[str, Any]) -> None:
-    """Take these modules away, so that the next import finds the real ones; those that are real already stay."""
-    import torch
-
-    if torch.__dict__.get("_dynamo") is stand_ins[COMPILER]:
-        del torch._dynamo
-    for name, module in stand_ins.items():
-        if module is not None and sys.modules.get(name) is module:
-            del sys.modules[name]
+        withdraw()
 
 
 def _unmarked(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Callable[..., Any]:

@@ -34,16 +34,16 @@ def open_model(model: str, precision: str, device: str, lean: bool = True) -> It
     spin_briefly()
     with ExitStack() as until_the_end:
         with _without_collection():
+            until_the_end.enter_context(quiet())
             try:
                 with lean_imports() if lean and OWN_PROCESS else nullcontext():
-                    vlm = _load(model, precision, device, until_the_end)
+                    vlm = _load(model, precision, device)
             except ImportError:  # another transformers, which wants more of the compiler than its marks: now there is all of it
-                vlm = _load(model, precision, device, until_the_end)
+                vlm = _load(model, precision, device)
         yield vlm
 
 
-def _load(model: str, precision: str, device: str, until_the_end: ExitStack) -> VisionLanguage:
-    until_the_end.enter_context(quiet())
+def _load(model: str, precision: str, device: str) -> VisionLanguage:
     from salticid.engine.load import load
 
     return load(model, precision, device)

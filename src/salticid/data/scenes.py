@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salticid.data.records import Box, BoxedPhoto, CaptionedPhoto, common_area
-from salticid.errors import DataError, ImageError
+from salticid.errors import ConfigurationError, DataError, ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -117,15 +117,26 @@ def _read_cutout(path: Path) -> CutOut | None:
     return CutOut(path, name, (box[2] - box[0]) / (box[3] - box[1]))
 
 
+def check_most(most: int) -> None:
+    """Raises ConfigurationError where an option `most`, how many cut-outs a photo gets, is below one."""
+    if most < 1:
+        raise ConfigurationError(f"most is {most}; it is how many cut-outs a photo gets at most, one or more")
+
+
+def untold(photo: CaptionedPhoto, cutouts: Sequence[CutOut]) -> list[CutOut]:
+    """Those of the cut-outs whose like the photo's captions do not speak of."""
+    words = set(re.findall(r"[a-z]+", " ".join(photo.captions).lower()))
+    return [cutout for cutout in cutouts if words.isdisjoint(re.findall(r"[a-z]{3,}", cutout.name))]
+
+
 def compose(photo: CaptionedPhoto, cutouts: Sequence[CutOut], most: int, chance: random.Random) -> tuple[Scene, BoxedPhoto]:
     """One to `most` cut-outs on a photo whose captions do not speak of the like, and the photo's record with their boxes alone.
 
     Boxes are drawn as for a square photo; on others cut-outs are stretched with it.
     """
-    words = set(re.findall(r"[a-z]+", " ".join(photo.captions).lower()))
     pasted: list[Pasted] = []
-    for cutout in chance.sample(cutouts, min(chance.randint(1, most), len(cutouts))):
-        if words.isdisjoint(re.findall(r"[a-z]{3,}", cutout.name)) and (box := _place(cutout, [each.box for each in pasted], chance)):
+    for cutout in untold(photo, chance.sample(cutouts, min(chance.randint(1, most), len(cutouts)))):
+        if box := _place(cutout, [each.box for each in pasted], chance):
             pasted.append(Pasted(cutout.path, box, chance.random() < 0.5))
     return Scene(tuple(pasted)), BoxedPhoto(photo.path, (), tuple(each.box for each in pasted))
 

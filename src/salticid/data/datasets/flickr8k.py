@@ -21,6 +21,17 @@ EXISTENCE, UNKNOWN, ABSENT = 0.5, 0.04, 0.04
 """Shares of the questions; the rest ask for facts that the captions state."""
 
 
+def read_photos(folder: str | os.PathLike[str], split: str) -> list[CaptionedPhoto]:
+    """The photos of `train` or `dev`.
+
+    Raises:
+        ConfigurationError: another split. DataError: its file is missing or damaged.
+    """
+    check_split(split, ("train", "dev"))
+    rows = rows_of(read_json(folder, f"{split}.json"), ("image", "captions"), Path(folder) / f"{split}.json")
+    return [CaptionedPhoto(Path(folder) / "images" / row["image"], tuple(row["captions"])) for row in rows]
+
+
 class Flickr8k:
     """Captions and questions made from them. `captions` and `questions` are how many of each an example holds at most.
 
@@ -30,9 +41,7 @@ class Flickr8k:
     def __init__(
         self, folder: str | os.PathLike[str], split: str = "train", captions: int = 5, questions: int = 4, hard_negatives: float = HARD
     ) -> None:
-        check_split(split, ("train", "dev"))
-        rows = rows_of(read_json(folder, f"{split}.json"), ("image", "captions"), Path(folder) / f"{split}.json")
-        self.photos = [CaptionedPhoto(Path(folder) / "images" / row["image"], tuple(row["captions"])) for row in rows]
+        self.photos = read_photos(folder, split)
         self.captions, self.questions = captions, questions
         mentions = [read_mentions(photo.captions) for photo in self.photos]
         self.things = BalancedThings([m.present() for m in mentions], [m.excluded() for m in mentions], hard=hard_negatives)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-import re
 
 from salticid.data.conversation import Example, Turn
-from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets.flickr8k import read_photos
 from salticid.data.questions import boxes
 from salticid.data.questions.conversations import converse
 from salticid.data.questions.existence import exist_all
+from salticid.data.questions.mentions import read_mentions
 from salticid.data.records import BoxedPhoto
-from salticid.data.scenes import compose, read_cutouts
-from salticid.errors import ConfigurationError
+from salticid.data.scenes import check_most, compose, read_cutouts, untold
 
 EXISTENCE, SIDE = 0.8, 0.1
 """Shares of the questions; the rest ask where a thing is."""
@@ -27,11 +26,10 @@ class Flickr8kScenes:
     """
 
     def __init__(self, folder: str | os.PathLike[str], cutouts: str, split: str = "train", most: int = 4, questions: int = 6) -> None:
-        if most < 1:
-            raise ConfigurationError(f"most is {most}; it is how many cut-outs a photo gets at most, one or more")
-        captioned = Flickr8k(folder, split)
-        self.photos = captioned.photos
-        self.unsure = captioned.things.excluded
+        check_most(most)
+        self.photos = read_photos(folder, split)
+        mentions = [read_mentions(photo.captions) for photo in self.photos]
+        self.unsure = [frozenset(m.present()) | frozenset(m.excluded()) for m in mentions]
         self.cutouts, self.most, self.questions = read_cutouts(cutouts), most, questions
 
     def __len__(self) -> int:
@@ -40,8 +38,7 @@ class Flickr8kScenes:
     def example(self, index: int, seed: int) -> Example:
         """The photo at `index` with what `seed` pastes onto it and asks; without conversations where nothing found room."""
         photo, random_ = self.photos[index], random.Random(f"{seed}/{index}")
-        said = frozenset(re.findall(r"[a-z]{3,}", " ".join(photo.captions).lower()))
-        possible = [c for c in self.cutouts if c.name not in self.unsure[index] and said.isdisjoint(c.name.split())]
+        possible = [cutout for cutout in untold(photo, self.cutouts) if cutout.name not in self.unsure[index]]
         scene, shown = compose(photo, possible, self.most, random_)
         kinds = random_.choices(("existence", "side", "position"), (EXISTENCE, SIDE, 1 - EXISTENCE - SIDE), k=self.questions)
         turns = exist_all(self._draw(shown, [c.name for c in possible], kinds.count("existence"), random_), random_)

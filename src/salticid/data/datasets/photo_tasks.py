@@ -17,7 +17,7 @@ from salticid.data.datasets.flickr8k import Flickr8k
 from salticid.data.datasets.told import with_told
 from salticid.data.questions.captions import tidy
 from salticid.data.records import Box, BoxedPhoto
-from salticid.data.scenes import Scene, compose, read_cutouts
+from salticid.data.scenes import Scene, check_most, compose, read_cutouts
 from salticid.data.tasks import instruction
 from salticid.data.views import View, draw_view
 from salticid.errors import ConfigurationError
@@ -55,8 +55,7 @@ class PhotoTasks:
         for what, given, known in (("reader", [reader], READERS), ("tasks", list(tasks), WRITERS)):
             if strange := [name for name in given if name not in known] or (["nothing"] if not given else []):
                 raise ConfigurationError(f"{what} names {', '.join(strange)}; known: {', '.join(known)}")
-        if most < 1:
-            raise ConfigurationError(f"most is {most}; it is how many cut-outs a photo gets at most, one or more")
+        check_most(most)
         if (cutouts or boxes) and reader != "flickr8k":
             raise ConfigurationError(f"cutouts and boxes are for photos of the reader flickr8k, not of {reader}")
         if cutouts and boxes:
