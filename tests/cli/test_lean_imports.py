@@ -60,6 +60,28 @@ assert Finder.tried == 2 and "torch._dynamo.eval_frame" in sys.modules
 """
 
 
+MODELS_LISTED = """
+import sys
+from salticid.cli.lean_imports import lean_imports
+from transformers.utils import import_utils
+own = import_utils.define_import_structure
+reads = []
+import_utils.fetch__all__ = lambda text, read=import_utils.fetch__all__: (reads.append(1), read(text))[1]
+with lean_imports():
+    import transformers.models
+    assert not reads
+assert import_utils.define_import_structure is own
+file = transformers.models.__file__
+whole = import_utils._LazyModule("transformers.models", file, own(file))
+assert len(reads) > 1000
+lean = vars(sys.modules["transformers.models"])
+for name in ("_modules", "_class_to_module", "_import_structure", "_object_missing_backend"):
+    assert lean[name] == vars(whole)[name] and (lean[name] or name.startswith("_object")), name
+from transformers.models.llama import LlamaConfig
+from transformers.models import LlamaForCausalLM
+"""
+
+
 def run(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -76,3 +98,7 @@ def test_whoever_asks_for_more_gets_the_compiler() -> None:
 
 def test_a_transformers_that_wants_more_is_given_it() -> None:
     assert run(ANOTHER_TRANSFORMERS) == run(ANSWERED)
+
+
+def test_the_files_of_models_are_read_once() -> None:
+    run(MODELS_LISTED)

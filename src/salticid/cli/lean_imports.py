@@ -3,6 +3,8 @@
 To give a model class, transformers 5 loads both, which takes as long as all else that it loads, though a command on one machine needs the
 compiler for nothing but to mark functions that must not be compiled. torches without distributed tensors exist, and transformers asks for
 them by `torch.distributed.is_available`.
+
+To know what is in its models' files, transformers reads them all when it is imported, and again for `transformers.models`: here once.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -62,12 +65,38 @@ def lean_imports() -> Iterator[None]:
         setattr(compiler, marker, _unmarked)
         setattr(torch.compiler, marker, _unmarked)
     try:
-        yield
+        with _models_listed_once():
+            yield
     finally:
         for marker, own in markers.items():
             setattr(torch.compiler, marker, own)
         torch.distributed.is_available = is_available
         withdraw()
+
+
+@contextmanager
+def _models_listed_once() -> Iterator[None]:
+    """What `transformers.models` holds is taken from the list that `transformers` made of its own files a moment ago."""
+    import transformers
+    from transformers.utils import import_utils
+
+    listed = import_utils.define_import_structure
+    models = Path(transformers.__file__).parent / "models"
+
+    def list_once(path: Any, prefix: str | None = None) -> Any:
+        if prefix is not None or Path(path) != models / "__init__.py":
+            return listed(path, prefix)
+        known = listed(models, prefix="models")  # remembered: the very call that `transformers` made
+        return {
+            needs: {name.removeprefix("models."): found for name, found in modules.items() if name.startswith("models.")}
+            for needs, modules in known.items()
+        }
+
+    import_utils.define_import_structure = list_once  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        import_utils.define_import_structure = listed
 
 
 def _unmarked(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Callable[..., Any]:

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+from transformers.models import blip_2
 from transformers.utils.generic import ModelOutput
 
 from salticid.errors import InputError
@@ -101,7 +101,7 @@ class QFormerPretrainingModel(PreTrainedModel):
         width = qformer.hidden_size
         self.vision_tower = VisionTower(config.tower).requires_grad_(False)
         self.query_tokens = nn.Parameter(torch.zeros(1, config.connector_config.queries, width))
-        self.embeddings = Blip2TextEmbeddings(qformer)
+        self.embeddings = blip_2.modeling_blip_2.Blip2TextEmbeddings(qformer)
         self.qformer = transformers.Blip2QFormerModel(qformer)
         self.vision_projection = nn.Linear(width, config.projection_size)
         self.text_projection = nn.Linear(width, config.projection_size)
@@ -306,7 +306,8 @@ class QFormerPretrainingModel(PreTrainedModel):
         if module is self:
             init.normal_(self.query_tokens, std=self.config.connector_config.qformer_config.initializer_range)
             init.constant_(self.temperature, START_TEMPERATURE)
-        if isinstance(module, Blip2TextEmbeddings):  # counted, not saved: after loading it holds whatever memory held
+        # Positions are counted, not saved: after loading they hold whatever memory held.
+        if isinstance(module, blip_2.modeling_blip_2.Blip2TextEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1])[None])
 
 
