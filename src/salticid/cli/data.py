@@ -58,12 +58,12 @@ def objects(
 ) -> None:
     """Cut free-standing objects out of photos that have boxes, for scenes (`cutouts` of photo_tasks); of held-out photos none."""
     from salticid.checkpoints.save import new_folder
-    from salticid.data.datasets.coco import CocoObjects
+    from salticid.data.datasets.coco import read_photos
     from salticid.data.objects import write_objects
     from salticid.models.photos import read_photo
 
     with new_folder(out) as new:
-        count = write_objects(CocoObjects(folder).photos, new, read_photo)
+        count = write_objects(read_photos(folder), new, read_photo)
     print(f"{out}\t{count} cut-outs")
 
 
@@ -77,15 +77,14 @@ def boxes(
     """Let a Q-Former tell where the things are that captions name (`boxes` of photo_tasks); of held-out photos none."""
     require("train", NEEDS)
     from salticid.checkpoints.save import new_folder
-    from salticid.data.datasets.coco import CocoObjects
-    from salticid.data.datasets.flickr8k import Flickr8k
+    from salticid.data.datasets import coco, flickr8k
     from salticid.data.datasets.told import write_told
     from salticid.train.heap import keep_freed_memory
     from salticid.train.told_boxes import tell_boxes
 
     keep_freed_memory()
-    kinds = sorted({box.category for photo in CocoObjects(like).photos for box in photo.objects})
-    photos = Flickr8k(folder).photos
+    kinds = sorted({box.category for photo in coco.read_photos(like) for box in photo.objects})
+    photos = flickr8k.read_photos(folder)
     with new_folder(out) as new:
         told = {path.name: regions for path, regions in tell_boxes(qformer, photos, kinds)}
         write_told(new, told)
@@ -102,11 +101,11 @@ def answers(
     require("train", NEEDS)
     import salticid.quant  # noqa: F401  (the embedded model's weights are packed)
     from salticid.checkpoints.save import new_folder
-    from salticid.data.datasets.daquar import TAUGHT, Daquar
+    from salticid.data.datasets.daquar import TAUGHT, read_photos
     from salticid.engine.catalog import find_model
     from salticid.train.taught_answers import pooled_features, teach
 
-    photos = Daquar(folder).photos
+    photos = read_photos(folder)
     with new_folder(out) as new:
         told = list(teach(photos, pooled_features(find_model(model), photos)))
         rows = [{"image": photos[each.photo].path.name, "question": each.question, "answer": each.answer} for each in told]

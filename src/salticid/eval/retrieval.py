@@ -13,15 +13,14 @@ from typing import Any
 import torch
 
 from salticid.data.caption_text import tokenize_captions
-from salticid.data.datasets.coco import CocoObjects
-from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets import coco, flickr8k
 from salticid.data.records import CaptionedPhoto
 from salticid.errors import ConfigurationError, DataError
 from salticid.models.photos import read_photo
 from salticid.models.qformer import QFormerPretrainingModel
 from salticid.scorers.retrieval import chance, recall
 
-CAPTIONED: dict[str, tuple[type[Any], str]] = {"flickr8k": (Flickr8k, "dev"), "coco": (CocoObjects, "heldout")}
+CAPTIONED: dict[str, tuple[Any, str]] = {"flickr8k": (flickr8k.read_photos, "dev"), "coco": (coco.read_photos, "heldout")}
 """Data sets with people's captions, and the split of each that is held out."""
 
 BATCH = 32
@@ -48,10 +47,8 @@ def captioned_split(folder: Path, kind: str, split: str | None = None) -> list[C
     """
     if kind not in CAPTIONED:
         raise ConfigurationError(f"no captioned data set {kind!r}; known: {', '.join(CAPTIONED)}")
-    source, held_out = CAPTIONED[kind]
-    photos = [
-        CaptionedPhoto(photo.path, photo.captions) for photo in source(Path(folder) / kind, split or held_out).photos if photo.captions
-    ]
+    read, held_out = CAPTIONED[kind]
+    photos = [CaptionedPhoto(photo.path, photo.captions) for photo in read(Path(folder) / kind, split or held_out) if photo.captions]
     if len(photos) < 2:
         raise DataError(f"{len(photos)} photos of {kind} have captions, and a photo is found among others; give more data")
     return photos

@@ -37,6 +37,24 @@ SHARES: dict[str, float] = {
 }
 
 
+def read_photos(folder: str | os.PathLike[str], split: str = "train") -> list[BoxedPhoto]:
+    """The photos of `train` or `heldout`.
+
+    Raises:
+        ConfigurationError: another split. DataError: `train.json` is missing, damaged, or has none of them.
+    """
+    check_split(split, ("train", "heldout"))
+    path = Path(folder) / "train.json"
+    content = read_json(folder, "train.json")
+    images = rows_of(
+        content.get("images") if isinstance(content, dict) else None, ("image", "width", "height", "captions", "objects"), path
+    )
+    photos = [_photo(Path(folder), row) for row in images if is_held_out(row["image"], HELD_OUT) == (split == "heldout")]
+    if not photos:
+        raise DataError(f"{path} has no photo of the split {split!r}; fetch the file again or choose another split.")
+    return photos
+
+
 class CocoObjects:
     """Questions that boxes answer, and captions where a photo has any: `questions` and `captions` at most per example.
 
@@ -46,15 +64,7 @@ class CocoObjects:
     def __init__(
         self, folder: str | os.PathLike[str], split: str = "train", questions: int = 10, captions: int = 5, hard_negatives: float = HARD
     ) -> None:
-        check_split(split, ("train", "heldout"))
-        path = Path(folder) / "train.json"
-        content = read_json(folder, "train.json")
-        images = rows_of(
-            content.get("images") if isinstance(content, dict) else None, ("image", "width", "height", "captions", "objects"), path
-        )
-        self.photos = [_photo(Path(folder), row) for row in images if is_held_out(row["image"], HELD_OUT) == (split == "heldout")]
-        if not self.photos:
-            raise DataError(f"{path} has no photo of the split {split!r}; fetch the file again or choose another split.")
+        self.photos = read_photos(folder, split)
         self.questions, self.captions = questions, captions
         self.things = BalancedThings([boxes.present(p) for p in self.photos], [boxes.marked(p) for p in self.photos], hard=hard_negatives)
 

@@ -27,6 +27,17 @@ def spoken(answer: str) -> str:
     return ", ".join(part.strip().replace("_", " ") for part in answer.split(",") if part.strip())
 
 
+def read_photos(folder: str | os.PathLike[str], split: str = "train") -> list[QuestionedPhoto]:
+    """The photos of `train` or `heldout`, with answers as written by `spoken`.
+
+    Raises:
+        ConfigurationError: another split. DataError: `train.json` is missing, damaged, or has none of them.
+    """
+    check_split(split, ("train", "heldout"))
+    by_photo = _asked(Path(folder) / "train.json", split)
+    return [QuestionedPhoto(Path(folder) / "images" / name, tuple(asked)) for name, asked in by_photo.items()]
+
+
 class Daquar:
     """Questions as they were asked, and `existence` more about things in the room.
 
@@ -46,11 +57,9 @@ class Daquar:
         taught_questions: int = 8,
         hard_negatives: float = HARD,
     ) -> None:
-        check_split(split, ("train", "heldout"))
-        by_photo = _asked(Path(folder) / "train.json", split)
-        self.photos = [QuestionedPhoto(Path(folder) / "images" / name, tuple(asked)) for name, asked in by_photo.items()]
+        self.photos = read_photos(folder, split)
         told = _told(Path(taught), split) if taught else {}
-        self.taught = [tuple(told.get(name, ())) for name in by_photo]
+        self.taught = [tuple(told.get(photo.path.name, ())) for photo in self.photos]
         self.questions, self.taught_questions, self.existence, self.unknowns = questions, taught_questions, existence, unknowns
         asked = [photo.questions for photo in self.photos]
         self.things = BalancedThings([things_in(a) for a in asked], [possible_in(a) for a in asked], hard=hard_negatives)

@@ -21,7 +21,7 @@ EXISTENCE, UNKNOWN, ABSENT = 0.5, 0.04, 0.04
 """Shares of the questions; the rest ask for facts that the captions state."""
 
 
-def read_photos(folder: str | os.PathLike[str], split: str) -> list[CaptionedPhoto]:
+def read_photos(folder: str | os.PathLike[str], split: str = "train") -> list[CaptionedPhoto]:
     """The photos of `train` or `dev`.
 
     Raises:

@@ -11,9 +11,7 @@ from typing import Any
 
 from salticid.data.boxes import Region, encode_box, encode_boxes
 from salticid.data.conversation import Example, Turn
-from salticid.data.datasets.coco import CocoObjects
-from salticid.data.datasets.daquar import Daquar
-from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets import coco, daquar, flickr8k
 from salticid.data.datasets.told import with_told
 from salticid.data.questions.captions import tidy
 from salticid.data.records import Box, BoxedPhoto
@@ -22,7 +20,7 @@ from salticid.data.tasks import instruction
 from salticid.data.views import View, draw_view
 from salticid.errors import ConfigurationError
 
-READERS: dict[str, Any] = {"flickr8k": Flickr8k, "daquar": Daquar, "coco": CocoObjects}
+READERS: dict[str, Any] = {"flickr8k": flickr8k.read_photos, "daquar": daquar.read_photos, "coco": coco.read_photos}
 SMALLEST = 0.005
 """Least share of the photo that an object must cover to be asked for."""
 
@@ -60,7 +58,7 @@ class PhotoTasks:
             raise ConfigurationError(f"cutouts and boxes are for photos of the reader flickr8k, not of {reader}")
         if cutouts and boxes:
             raise ConfigurationError("cutouts would hide what the boxes are of; give one of both, or two data sets")
-        self.photos: list[Any] = READERS[reader](folder, split=split).photos
+        self.photos: list[Any] = READERS[reader](folder, split)
         if boxes is not None:
             self.photos = with_told(self.photos, boxes)
         self.tasks, self.turns, self.window = list(tasks), turns, window

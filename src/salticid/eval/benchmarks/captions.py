@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets.flickr8k import read_photos
 from salticid.data.questions.captions import DESCRIBE
 from salticid.eval.benchmarks.base import Item
 from salticid.scorers.captions import bleu, cider_d, distinct_share, rouge_l
@@ -20,7 +20,7 @@ class Flickr8kCaptions:
     max_new_tokens = 30
 
     def __init__(self, folder: Path):
-        self.photos = Flickr8k(Path(folder) / "flickr8k", "dev").photos
+        self.photos = read_photos(Path(folder) / "flickr8k", "dev")
         self.items = [Item(photo.path, DESCRIBE) for photo in self.photos]
 
     def score(self, answers: Sequence[str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from salticid.data.datasets.daquar import Daquar
+from salticid.data.datasets.daquar import read_photos
 from salticid.eval.benchmarks.base import Item
 from salticid.scorers.answers import set_match
 
@@ -20,8 +20,8 @@ class DaquarAnswers:
 
     def __init__(self, folder: Path):
         source = Path(folder) / "daquar"
-        self.known = [pair for photo in Daquar(source, "train").photos for pair in photo.questions]
-        pairs = [(photo.path, question, answer) for photo in Daquar(source, "heldout").photos for question, answer in photo.questions]
+        self.known = [pair for photo in read_photos(source, "train") for pair in photo.questions]
+        pairs = [(photo.path, question, answer) for photo in read_photos(source, "heldout") for question, answer in photo.questions]
         self.items = [Item(path, question) for path, question, _ in pairs]
         self.answers = [answer for _, _, answer in pairs]
 

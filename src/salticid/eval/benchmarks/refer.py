@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from salticid.data.boxes import GRID, Region, encode_box, parse_boxes
-from salticid.data.datasets.coco import CocoObjects
+from salticid.data.datasets.coco import read_photos
 from salticid.data.datasets.photo_tasks import lone_objects, region
 from salticid.data.tasks import instruction
 from salticid.eval.benchmarks.base import Item
@@ -25,7 +25,7 @@ class ReferObjects:
     max_new_tokens = 40
 
     def __init__(self, folder: Path):
-        heldout, known = (CocoObjects(Path(folder) / "coco", split).photos for split in ("heldout", "train"))
+        heldout, known = (read_photos(Path(folder) / "coco", split) for split in ("heldout", "train"))
         asked = [(photo.path, box) for photo in heldout for box in lone_objects(photo)]
         self.items = [Item(path, instruction("refer", box.category)) for path, box in asked]
         self.boxes = [_corners(region(box)) for _, box in asked]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from salticid.data.datasets.daquar import Daquar
-from salticid.data.datasets.flickr8k import Flickr8k
+from salticid.data.datasets import daquar, flickr8k
 from salticid.data.questions.heldout import unknown_questions
 from salticid.eval.benchmarks.base import Item
 
@@ -22,8 +21,8 @@ class UnknownQuestions:
     max_new_tokens = 10
 
     def __init__(self, folder: Path):
-        people = Flickr8k(Path(folder) / "flickr8k", "dev").photos[:200]
-        rooms = Daquar(Path(folder) / "daquar", "heldout").photos
+        people = flickr8k.read_photos(Path(folder) / "flickr8k", "dev")[:200]
+        rooms = daquar.read_photos(Path(folder) / "daquar", "heldout")
         asked = [Item(path, question) for path, question in unknown_questions(people)]
         answerable = [Item(photo.path, question) for photo in rooms for question, _ in photo.questions[:2]]
         self.items = [*asked, *answerable]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from salticid.data.datasets.coco import CocoObjects
+from salticid.data.datasets.coco import read_photos
 from salticid.data.questions.heldout import yes_no_questions
 from salticid.eval.benchmarks.base import Item
 from salticid.scorers.answers import yes_no_scores
@@ -17,11 +17,11 @@ class YesNoObjects:
     max_new_tokens = 6
 
     def __init__(self, folder: Path, kind: str):
-        photos = CocoObjects(Path(folder) / "coco", "heldout").photos
+        photos = read_photos(Path(folder) / "coco", "heldout")
         questions = yes_no_questions(photos, kind)
         self.items = [Item(path, question) for path, question, _ in questions]
         self.labels = [label for _, _, label in questions]
-        known = yes_no_questions(CocoObjects(Path(folder) / "coco", "train").photos, kind)
+        known = yes_no_questions(read_photos(Path(folder) / "coco", "train"), kind)
         self.prior: dict[str, int] = {}
         for _, question, label in known:
             self.prior[question] = self.prior.get(question, 0) + (1 if label == "yes" else -1)
