@@ -65,7 +65,9 @@ nano: $(VENV)/.dev parts
 	test -d parts/objects || $(BIN)/salticid data objects $(DATA)/coco --out parts/objects
 	stage=11_objects; $(NANO_STAGE)
 	test -f runs/nano/mean/config.json || $(BIN)/salticid merge runs/nano/7_captions runs/nano/11_objects --out runs/nano/mean
-	$(BIN)/salticid quantize runs/nano/mean --bits 8 --levels 123 --out runs/nano/nano
+	stage=12_captions; $(NANO_STAGE)
+	test -f runs/nano/12_mean/config.json || $(BIN)/salticid merge runs/nano/mean runs/nano/12_captions --out runs/nano/12_mean
+	$(BIN)/salticid quantize runs/nano/12_mean --bits 8 --out runs/nano/nano
 	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
 
 $(NANO_VISION): | $(VENV)/bin/python
