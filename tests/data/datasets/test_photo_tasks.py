@@ -10,7 +10,7 @@ from PIL import Image
 
 from salticid.data.boxes import encode_box, parse_boxes
 from salticid.data.conversation import Turn
-from salticid.data.datasets.photo_tasks import WRITERS, PhotoTasks, region
+from salticid.data.datasets.photo_tasks import READERS, WRITERS, PhotoTasks, region
 from salticid.data.records import Box, BoxedPhoto
 from salticid.data.scenes import Scene
 from salticid.errors import ConfigurationError
@@ -80,6 +80,16 @@ def test_over_each_reader(data_folder: Path, reader: str, task: str, mark: str) 
     assert example.images[0].is_file()
     assert 1 <= len(example.conversations) <= 2
     assert all(len(turns) == 1 and turns[0].question.startswith(mark) for turns in example.conversations)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_nothing_is_counted_that_no_task_asks_for(data_folder: Path, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("takes seconds at full size")
+
+    for module in ("coco", "daquar", "flickr8k"):
+        monkeypatch.setattr(f"salticid.data.datasets.{module}.BalancedThings", refuse)
+    assert len(PhotoTasks(data_folder / reader, reader=reader, tasks=["bare"]))
 
 
 def test_unknown_names_are_refused(data_folder: Path) -> None:
