@@ -61,7 +61,7 @@ parts: $(NANO_VISION) $(NANO_LANGUAGE)
 nano: $(VENV)/.dev parts
 	test -f runs/nano/0_parts/config.json || $(BIN)/salticid assemble recipes/nano/0_parts.yaml vocabulary_data.folder=$(DATA)
 	for stage in 1_connector 2_instruct 3_anneal 4_second_cycle 5_captions 6_captions 7_captions; do $(NANO_STAGE) || exit; done
-	test -f parts/taught/answers.json || $(BIN)/salticid data answers runs/nano/0_parts $(DATA)/daquar --out parts/taught
+	test -f parts/taught/answers.json || $(BIN)/salticid data answers runs/nano/0_parts $(DATA)/daquar --networks 0 --out parts/taught
 	test -d parts/objects || $(BIN)/salticid data objects $(DATA)/coco --out parts/objects
 	stage=11_objects; $(NANO_STAGE)
 	test -f runs/nano/mean/config.json || $(BIN)/salticid merge runs/nano/7_captions runs/nano/11_objects --out runs/nano/mean

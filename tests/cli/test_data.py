@@ -134,6 +134,8 @@ def test_a_teacher_answers_about_photos_that_look_alike(
     turns = [turn for talk in Daquar(data_folder / "daquar", taught=out).example(0, 0).conversations for turn in talk]
     assert [turn.answer for turn in turns].count("lamp") == 2, "one of people's, one taught"
     one_clear_line(run(*arguments), 4, "exists already")
+    alone = run(*arguments[:-1], tmp_path / "alone", "--networks", 0, "--borrowed", 0, "--alike", 1)
+    assert alone.out == result.out.replace(str(out), str(tmp_path / "alone")), "tiny photos borrow nothing: the same questions"
     one_clear_line(run("data", "answers", tmp_path, data_folder / "daquar", "--out", tmp_path / "new"), 3, "no model in")
     one_clear_line(run("data", "answers", tiny_model_folder, data_folder / "coco", "--out", tmp_path / "new"), 5, "train.json")
     assert not (tmp_path / "new").exists()

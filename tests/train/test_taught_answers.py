@@ -25,7 +25,7 @@ def rooms() -> tuple[list[QuestionedPhoto], torch.Tensor]:
     """Ten kitchens and ten bedrooms in turn; people answer the same question by the kind of room."""
     photos = [photo(n, (LEFT, "bed" if n % 2 else "oven"), (f"what colour is door {n}", "white")) for n in range(20)]
     noise_PD = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
-    return photos, torch.stack([BEDROOM if n % 2 else KITCHEN for n in range(20)]) + noise_PD
+    return photos, (torch.stack([BEDROOM if n % 2 else KITCHEN for n in range(20)]) + noise_PD)[:, None]
 
 
 def test_runs_are_words_and_their_neighbours() -> None:
@@ -46,14 +46,43 @@ def test_the_answer_is_that_of_photos_that_look_alike(rooms: tuple[list[Question
     assert teacher.answer([LEFT, LEFT, "what colour is that door"], torch.tensor([0, 1, 1]), without=[0, 1]) == ["oven", "bed", "white"]
 
 
+def test_what_networks_see_counts_as_much_as_what_is_compared(
+    rooms: tuple[list[QuestionedPhoto], torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Sure:
+        """Always says "white", as sure as it is told."""
+
+        sureness = 0.3
+
+        def __init__(
+            self, even_PND: torch.Tensor, known: list[str], photo_Q: torch.Tensor, answer_Q: torch.Tensor, answers: int, seed: int
+        ):
+            made.append((len(known), sorted(set(photo_Q.tolist())), answer_Q.tolist(), answers, seed))
+
+        def answer(self, questions: list[str], photo_Q: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[0.0, 0.0, self.sureness]]).repeat(len(questions), 1)
+
+    monkeypatch.setattr(taught_answers, "Looker", Sure)
+    teacher = AnswerTeacher(*rooms, networks=2)
+    assert teacher.answers == ["bed", "oven", "white"]
+    assert teacher.answer([LEFT], torch.tensor([0]), without=[0, 1]) == ["oven"], "not sure enough"
+    assert made == [(36, list(range(2, 20)), [1, 2, 0, 2] * 9, 3, seed) for seed in (0, 1)], "nothing of photos 0 and 1"
+    monkeypatch.setattr(Sure, "sureness", 1.0)
+    assert teacher.answer([LEFT], torch.tensor([0]), without=[0, 1]) == ["white"]
+    assert AnswerTeacher(*rooms, networks=0).answer([LEFT], torch.tensor([0]), without=[0, 1]) == ["oven"]
+    assert len(made) == 4, "none where none are asked for"
+
+
 def test_what_people_answered_about_the_photo_itself_is_not_used(rooms: tuple[list[QuestionedPhoto], torch.Tensor]) -> None:
-    photos, features_PD = rooms
+    photos, features_PND = rooms
     odd = "what stands on the left"
     photos[4] = photo(4, (odd, "zebra"))
-    teacher = AnswerTeacher(photos, features_PD)
+    teacher = AnswerTeacher(photos, features_PND)
     assert teacher.answer([odd], torch.tensor([4])) == ["zebra"]
     assert teacher.answer([odd], torch.tensor([4]), without=[4]) == ["oven"]
-    (own,) = [told for told in teach(photos, features_PD) if told.photo == 4 and told.question == odd]
+    (own,) = [told for told in teach(photos, features_PND) if told.photo == 4 and told.question == odd]
     assert (own.answer, own.given) == ("oven", "zebra")
 
 
@@ -70,9 +99,9 @@ def test_questions_are_borrowed_from_the_photos_most_alike(rooms: tuple[list[Que
 
 
 def test_too_few_and_too_many_are_named(rooms: tuple[list[QuestionedPhoto], torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    photos, features_PD = rooms
+    photos, features_PND = rooms
     with pytest.raises(DataError, match="3 photos with questions; the teacher needs 5 at least"):
-        list(teach(photos[:3], features_PD[:3]))
+        list(teach(photos[:3], features_PND[:3]))
     monkeypatch.setattr(taught_answers, "MOST_QUESTIONS", 39)
     with pytest.raises(DataError, match="40 questions; the teacher takes 1 to 39: give it fewer photos"):
-        list(teach(photos, features_PD))
+        list(teach(photos, features_PND))

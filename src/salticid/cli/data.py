@@ -96,6 +96,9 @@ def answers(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model whose tower sees the photos; best one that never learned them.")],
     folder: Annotated[Path, typer.Argument(metavar="DAQUAR", help="Folder of the daquar reader: photos with questions.")],
     out: Annotated[Path, typer.Option(help="Folder for answers.json; must not exist yet.")],
+    borrowed: Annotated[int, typer.Option(min=0, help="Questions of photos that look like it, asked of every photo.")] = 30,
+    alike: Annotated[int, typer.Option(min=1, help="How many photos that look most like it these are taken from.")] = 30,
+    networks: Annotated[int, typer.Option(min=0, help="Small networks of the teacher, each a few minutes; 0: by comparing alone.")] = 2,
 ) -> None:
     """Let a teacher answer questions about photos that look like those they were asked of (`taught` of daquar); of held-out photos none."""
     require("train", NEEDS)
@@ -103,11 +106,12 @@ def answers(
     from salticid.checkpoints.save import new_folder
     from salticid.data.datasets.daquar import TAUGHT, read_photos
     from salticid.engine.catalog import find_model
-    from salticid.train.taught_answers import pooled_features, teach
+    from salticid.train.taught_answers import seen_features, teach
 
     photos = read_photos(folder)
     with new_folder(out) as new:
-        told = list(teach(photos, pooled_features(find_model(model), photos)))
+        features_PND = seen_features(find_model(model), photos)
+        told = list(teach(photos, features_PND, borrowed=borrowed, alike=alike, networks=networks))
         rows = [{"image": photos[each.photo].path.name, "question": each.question, "answer": each.answer} for each in told]
         (new / TAUGHT).write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
     own = [each for each in told if each.given is not None]
