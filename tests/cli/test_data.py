@@ -141,6 +141,25 @@ def test_a_teacher_answers_about_photos_that_look_alike(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_teacher_of_captions_is_written(
+    run: Any, one_clear_line: Any, data_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    from salticid.data.datasets.flickr8k import read_photos
+    from salticid.train.taught_captions import read_teacher
+
+    out = tmp_path / "seen"
+    arguments = ("data", "captions", tiny_model_folder, data_folder / "flickr8k", "--out", out)
+    result = run(*arguments)
+    photos = read_photos(data_folder / "flickr8k")
+    assert result.code == 0
+    assert result.out.startswith(f"{out}\t{len(photos)} photos; each kept aside, ")
+    assert all(read_teacher(out).knows(photo.captions) for photo in photos)
+    one_clear_line(run(*arguments), 4, "exists already")
+    one_clear_line(run("data", "captions", tmp_path, data_folder / "flickr8k", "--out", tmp_path / "new"), 3, "no model in")
+    one_clear_line(run("data", "captions", tiny_model_folder, data_folder / "daquar", "--out", tmp_path / "new"), 5, "train.json")
+    assert not (tmp_path / "new").exists()
+
+
 def test_boxes_are_told_of_photos_with_captions(run: Any, one_clear_line: Any, data_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from salticid.data.boxes import Region
     from salticid.data.datasets.photo_tasks import PhotoTasks

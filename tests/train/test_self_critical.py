@@ -14,14 +14,17 @@ from torch.testing import assert_close
 from salticid.checkpoints.load import load_model, load_processor
 from salticid.data.collate import Collator, answer_index, answer_weights
 from salticid.data.conversation import Example, Turn
+from salticid.data.datasets.flickr8k import read_photos
 from salticid.data.templates import get_template
-from salticid.errors import ConfigurationError
+from salticid.errors import ConfigurationError, DataError
 from salticid.models.vision import VisionTower
+from salticid.scorers.captions import CiderD
 from salticid.train import self_critical
 from salticid.train.data import TrainingData
 from salticid.train.recipe import StageRecipe
 from salticid.train.self_critical import Scored, SelfCriticalTrainer, with_drawn_captions
 from salticid.train.stage import run_stage
+from salticid.train.taught_captions import read_teacher, write_teacher
 
 GOOD, BAD = "a dog on the beach", "two red cups on a table"
 
@@ -139,6 +142,31 @@ def test_a_step_of_words_alone_looks_at_nothing(stage_recipe: Callable[..., Stag
     recipe = stage_recipe(self_critical={"samples": 2, "max_new_tokens": 4}, train={"language_model": {"learning_rate": 1e-4}})
     run_stage(recipe)
     assert (recipe.output / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_teacher_scores_photos_that_it_knows(stage_recipe: Callable[..., StageRecipe], tmp_path: Path, share: float) -> None:
+    recipe = stage_recipe(data__sources=[{"kind": "flickr8k", "path": "flickr8k"}])
+    photos = read_photos(recipe.data.folder / "flickr8k")
+    write_teacher(tmp_path, photos, torch.randn(len(photos), 6, generator=torch.manual_seed(0)))
+    own, unknown = photo(references=photos[0].captions), photo(references=("Somebody else's photo.", "Another one."))
+    taught = {"self_critical": {"taught": tmp_path, "taught_share": share}}
+
+    def rewards(recipe: StageRecipe, example: Example) -> tuple[float, ...]:
+        trainer = object.__new__(SelfCriticalTrainer)
+        trainer.drawing, trainer.reward = recipe.self_critical, CiderD([each.captions for each in photos], mark_end=True)
+        trainer.teacher = read_teacher(recipe.self_critical.taught) if recipe.self_critical.taught else None
+        return trainer._score(example, [GOOD, photos[1].captions[0]]).rewards
+
+    plain, told = stage_recipe(self_critical={}), stage_recipe(**taught)
+    expected = read_teacher(tmp_path).score([GOOD, photos[1].captions[0]], photos[0].captions)
+    mixed = [share * new + (1 - share) * old for new, old in zip(expected, rewards(plain, own), strict=True)]
+    assert rewards(told, own) == pytest.approx(mixed)
+    assert expected != pytest.approx(rewards(plain, own))
+    assert rewards(told, unknown) == rewards(plain, unknown)
+    run_stage(stage_recipe(self_critical={"samples": 2, "max_new_tokens": 4, **taught["self_critical"]}, schedule__steps=2))
+    with pytest.raises(DataError, match="make it with: salticid data captions"):
+        run_stage(stage_recipe(self_critical={"taught": tmp_path / "none"}, output=tmp_path / "refused"))
 
 
 def test_data_without_captions_is_refused(stage_recipe: Callable[..., StageRecipe]) -> None:

@@ -119,6 +119,27 @@ def answers(
     print(f"{out}\t{len(told)} answers; each photo kept aside, {right:.3f} of people's own {len(own)} are answered as they did")
 
 
+@app.command(epilog="Example:  salticid data captions runs/nano/0_parts data/flickr8k --out parts/seen")
+def captions(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model whose tower sees the photos; best one that never learned them.")],
+    folder: Annotated[Path, typer.Argument(metavar="FLICKR8K", help="Folder of the flickr8k reader: photos with captions.")],
+    out: Annotated[Path, typer.Option(help="Folder for what the teacher knows; must not exist yet.")],
+) -> None:
+    """Make a teacher that scores captions by those of photos that look alike (`taught` of self_critical); of held-out photos none."""
+    require("train", NEEDS)
+    import salticid.quant  # noqa: F401  (the embedded model's weights are packed)
+    from salticid.checkpoints.save import new_folder
+    from salticid.data.datasets.flickr8k import read_photos
+    from salticid.engine.catalog import find_model
+    from salticid.train.taught_captions import ranked_above_others, read_teacher, see, write_teacher
+
+    photos = read_photos(folder)
+    with new_folder(out) as new:
+        write_teacher(new, photos, see(find_model(model), photos))
+        right = ranked_above_others(read_teacher(new), [photo.captions for photo in photos])
+    print(f"{out}\t{len(photos)} photos; each kept aside, {right:.3f} of its captions score above another photo's (by chance 0.5)")
+
+
 def _report(stage: Any, number: int, look: Check, limit: int) -> SourceReport:
     """Of one data set; one that cannot be opened is a problem of its own, so that the others are looked at too."""
     from salticid.data.check import SourceReport

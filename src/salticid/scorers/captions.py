@@ -170,11 +170,16 @@ class CiderD:
 
     def score(self, candidate: str, references: Sequence[str]) -> float:
         """In [0, 10]: ten times the mean clipped tf-idf cosine with each reference."""
-        weighted = self._weigh(candidate)
-        return 10.0 * sum(weighted.similarity(self._weigh(ref)) for ref in references) / len(references)
+        weighted = self.weigh(candidate)
+        return 10.0 * sum(weighted.similarity(self.weigh(ref)) for ref in references) / len(references)
 
-    def _weigh(self, caption: str) -> _TfIdf:
-        return _TfIdf.of(self._count(caption), self._idf, self._unseen_idf)
+    def weigh(self, caption: str) -> TfIdf:
+        """The caption's n-grams, n = 1..4, by their tf-idf."""
+        return TfIdf.of(self._count(caption), self._idf, self._unseen_idf)
+
+    def idf(self, ngram: Ngram) -> float:
+        """Log of how few photos of the corpus have captions with these words, in nats."""
+        return self._idf.get(ngram, self._unseen_idf)
 
     def _count(self, caption: str) -> Counter[Ngram]:
         return _ngrams([*tokenize(caption), _END] if self.mark_end else tokenize(caption))
@@ -201,7 +206,7 @@ def distinct_share(captions: Sequence[str]) -> float:
 
 
 @dataclass(frozen=True)
-class _TfIdf:
+class TfIdf:
     """tf-idf weights of one caption, their norm for each n, and its length in words."""
 
     weights: dict[Ngram, float]
@@ -209,7 +214,7 @@ class _TfIdf:
     length: int
 
     @classmethod
-    def of(cls, counts: Counter[Ngram], idf: dict[Ngram, float], unseen_idf: float) -> _TfIdf:
+    def of(cls, counts: Counter[Ngram], idf: dict[Ngram, float], unseen_idf: float) -> TfIdf:
         weights, squares, length = {}, [0.0] * MAX_N, 0
         for ngram, count in counts.items():
             weight = weights[ngram] = count * idf.get(ngram, unseen_idf)
@@ -218,7 +223,7 @@ class _TfIdf:
                 length += count
         return cls(weights, tuple(math.sqrt(square) for square in squares), length)
 
-    def similarity(self, reference: _TfIdf) -> float:
+    def similarity(self, reference: TfIdf) -> float:
         """Mean over n of the cosine, clipped so that repeating a word gains nothing, times the Gaussian length penalty."""
         dots = [0.0] * MAX_N
         for ngram, weight in self.weights.items():

@@ -172,6 +172,8 @@ class SelfCriticalRecipe(Strict):
     temperature: PositiveFloat = 1.0
     max_new_tokens: PositiveInt = 30
     weight: PositiveFloat = Field(default=1.0, description="of the reward beside the supervised loss")
+    taught: Path | None = Field(default=None, description="folder of a teacher who scores captions too; see `train.taught_captions`")
+    taught_share: float = Field(default=0.9, gt=0, le=1, description="of its scores in the reward of photos that it knows")
 
 
 class StageRecipe(Strict):

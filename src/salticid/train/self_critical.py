@@ -3,7 +3,7 @@
 Each photo's captions compete with each other: the advantage of one is its CIDEr-D less the mean of the others (Rennie et al., arXiv
 1612.00563; the mean of the others as baseline: Luo, arXiv 2003.09971). Minus log-probability times advantage is the cross-entropy of
 the drawn words with the advantage as their weight, so drawn captions stand in the batch as further conversations about their photo,
-beside the supervised ones, and one forward pass serves both.
+beside the supervised ones, and one forward pass serves both. A teacher may score them too (`taught_captions`).
 
 B rows of the batch, T tokens, A answers of a row, S samples of a photo.
 """
@@ -26,6 +26,7 @@ from salticid.scorers.captions import CiderD
 from salticid.train.freezing import learning_parameters
 from salticid.train.precision import DTYPES, choose_precision
 from salticid.train.recipe import SelfCriticalRecipe
+from salticid.train.taught_captions import CaptionTeacher, read_teacher
 from salticid.train.trainer import StageTrainer
 
 
@@ -51,7 +52,7 @@ class SelfCriticalTrainer(StageTrainer):
         collate: makes model inputs of examples, of any length.
 
     Raises:
-        ConfigurationError: no photo of the sources has references.
+        ConfigurationError: no photo of the sources has references. DataError: see `read_teacher`.
     """
 
     def __init__(self, objective: SelfCriticalRecipe, sources: Iterable[Source], collate: Collator, **kwargs: Any):
@@ -60,6 +61,7 @@ class SelfCriticalTrainer(StageTrainer):
         self.collate = copy(collate)
         self.collate.max_length = None  # drawn captions are found again by their place in the row: none may be left out
         self.reward = CiderD(_references(sources), mark_end=True)
+        self.teacher: CaptionTeacher | None = read_teacher(objective.taught) if objective.taught else None
         self._rewards: list[float] = []
         self._copy: Any = None
 
@@ -112,7 +114,11 @@ class SelfCriticalTrainer(StageTrainer):
     def _score(self, example: Example, captions: Sequence[str]) -> Scored:
         # A turn without an answer is an open question to the template; a caption of one full stop scores as nothing too.
         written = tuple(caption or "." for caption in captions)
-        return Scored(written, tuple(self.reward.score(caption, example.references) for caption in written))
+        rewards = [self.reward.score(caption, example.references) for caption in written]
+        if self.teacher and self.teacher.knows(example.references):
+            taught, share = self.teacher.score(written, example.references), self.drawing.taught_share
+            rewards = [share * told + (1 - share) * reward for told, reward in zip(taught, rewards, strict=True)]
+        return Scored(written, tuple(rewards))
 
 
 def pass_examples(examples: Sequence[Example]) -> dict[str, Any]:
