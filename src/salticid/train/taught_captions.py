@@ -108,8 +108,9 @@ def see(folder: Path, photos: Sequence[CaptionedPhoto]) -> Tensor:
     Raises:
         ModelNotFoundError, CheckpointError: see `load_model`. ImageError: a photo cannot be read.
     """
-    dtype, image_processor = DTYPES[choose_precision("auto")], load_processor(folder).image_processor
+    dtype = DTYPES[choose_precision("auto")]
     tower: Any = load_unpacked(folder).vision_tower.eval().to(dtype)
+    image_processor = load_processor(folder).image_processor
     tower.to(memory_format=torch.channels_last)
     seen = []
     with torch.inference_mode():
