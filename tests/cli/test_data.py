@@ -160,6 +160,23 @@ def test_a_teacher_of_captions_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_captions_are_drawn_and_scored(run: Any, one_clear_line: Any, data_folder: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    from salticid.data.datasets.flickr8k import read_photos
+    from salticid.train.drawn_captions import read_drawn
+
+    seen, out, folder = tmp_path / "seen", tmp_path / "drawn", data_folder / "flickr8k"
+    run("data", "captions", tiny_model_folder, folder, "--out", seen)
+    arguments = ("data", "drawn", tiny_model_folder, seen, folder, "--samples", 2, "--out", out)
+    result = run(*arguments)
+    assert result.code == 0
+    assert set(read_drawn(out)) == {tuple(photo.captions) for photo in read_photos(folder)}
+    assert result.out.startswith(f"{out}\t{sum(len(each.captions) for each in read_drawn(out).values())} captions of ")
+    one_clear_line(run(*arguments), 4, "exists already")
+    one_clear_line(run("data", "drawn", tiny_model_folder, tmp_path / "none", folder, "--out", tmp_path / "new"), 5, "data captions")
+    one_clear_line(run("data", "drawn", tmp_path, seen, folder, "--out", tmp_path / "new"), 3, "no model in")
+    assert not (tmp_path / "new").exists()
+
+
 def test_boxes_are_told_of_photos_with_captions(run: Any, one_clear_line: Any, data_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from salticid.data.boxes import Region
     from salticid.data.datasets.photo_tasks import PhotoTasks

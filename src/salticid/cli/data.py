@@ -140,6 +140,33 @@ def captions(
     print(f"{out}\t{len(photos)} photos; each kept aside, {right:.3f} of its captions score above another photo's (by chance 0.5)")
 
 
+@app.command(epilog="Example:  salticid data drawn nano parts/seen data/flickr8k --out parts/drawn")
+def drawn(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model that captions the photos: the one that is to learn.")],
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder that salticid data captions wrote, of the same photos.")],
+    folder: Annotated[Path, typer.Argument(metavar="FLICKR8K", help="Folder of the flickr8k reader: photos with captions.")],
+    out: Annotated[Path, typer.Option(help="Folder for drawn.json; must not exist yet.")],
+    samples: Annotated[int, typer.Option(min=2, help="Captions drawn of each photo.")] = 16,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Higher: captions that differ more, and more that are wrong.")] = 1.3,
+) -> None:
+    """Draw many captions of each training photo and let a teacher score them (`ranked` of a stage); of held-out photos none."""
+    require("train", NEEDS)
+    import salticid
+    from salticid.checkpoints.save import new_folder
+    from salticid.data.datasets.flickr8k import read_photos
+    from salticid.train.drawn_captions import draw, write_drawn
+    from salticid.train.taught_captions import read_teacher
+
+    photos, judge = read_photos(folder), read_teacher(teacher)
+    with new_folder(out) as new:
+        found = list(draw(salticid.load(model), judge, photos, samples, temperature))
+        write_drawn(new, found)
+    count = sum(len(each.captions) for each in found)
+    mean = sum(sum(each.scores) / len(each.scores) for each in found) / len(found)
+    best = sum(max(each.scores) for each in found) / len(found)
+    print(f"{out}\t{count} captions of {len(found)} photos; mean score {mean:.3f}, of each photo's best {best:.3f}")
+
+
 def _report(stage: Any, number: int, look: Check, limit: int) -> SourceReport:
     """Of one data set; one that cannot be opened is a problem of its own, so that the others are looked at too."""
     from salticid.data.check import SourceReport

@@ -176,6 +176,15 @@ class SelfCriticalRecipe(Strict):
     taught_share: float = Field(default=0.9, gt=0, le=1, description="of its scores in the reward of photos that it knows")
 
 
+class RankedRecipe(Strict):
+    """Beside the supervised conversations, captions that were drawn and scored before are compared with each other; see `train.ranked`."""
+
+    drawn: Path = Field(description="folder that `salticid data drawn` wrote")
+    captions: int = Field(default=4, ge=2, description="of each photo's: the best two, others by chance")
+    temperature: PositiveFloat = Field(default=0.03, description="difference in score for which one caption is to become e times likelier")
+    weight: PositiveFloat = Field(default=0.02, description="of squared nats beside the supervised loss")
+
+
 class StageRecipe(Strict):
     """One training stage. Parts that `train` does not name stay frozen."""
 
@@ -190,6 +199,7 @@ class StageRecipe(Strict):
     data: DataRecipe
     schedule: ScheduleRecipe
     self_critical: SelfCriticalRecipe | None = None
+    ranked: RankedRecipe | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="of the arithmetic, see `train.precision`; weights that learn are float32"
     )
@@ -205,6 +215,12 @@ class StageRecipe(Strict):
     seed: int = 0
     save_steps: PositiveInt = 200
     log_steps: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _has_one_objective(self) -> StageRecipe:
+        if self.self_critical and self.ranked:
+            raise ValueError("give either self_critical or ranked")
+        return self
 
     @model_validator(mode="after")
     def _rates_fall(self) -> StageRecipe:

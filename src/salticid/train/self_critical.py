@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -68,7 +68,9 @@ class SelfCriticalTrainer(StageTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         examples: list[Example] = inputs["examples"]
         writer = self._writer(model)
-        seen = self._look(writer, examples)
+        seen = look_once(model, writer.model.vision_tower, examples, self.collate)
+        if seen:
+            writer.keep([photo for example in examples for photo in example.images], writer.model.connector(seen["vision_features"]))
         scored = self._draw(writer, [example for example in examples if example.references])
         self._rewards += [reward for drawn in scored for reward in drawn.rewards]
         remaining = iter(scored)
@@ -81,17 +83,6 @@ class SelfCriticalTrainer(StageTrainer):
             logs = {**logs, "reward": sum(self._rewards) / len(self._rewards)}
             self._rewards = []
         super().log(logs, start_time)
-
-    @torch.no_grad()
-    def _look(self, writer: VisionLanguage, examples: Sequence[Example]) -> dict[str, torch.Tensor | None]:
-        """What a tower that does not learn sees of all photos: looked at once, for the drawing and for the learning alike."""
-        photos = [photo for example in examples for photo in example.images]
-        if not photos or learning_parameters(cast(Any, self.model).vision_tower):
-            return {}
-        pixels = self.collate.processor.image_processor(photos, return_tensors="pt")["pixel_values"].to(writer.model.device)
-        features_IND = writer.model.vision_tower(pixels)
-        writer.keep(photos, writer.model.connector(features_IND))
-        return {"pixel_values": None, "vision_features": features_IND}
 
     def _draw(self, writer: VisionLanguage, examples: Sequence[Example]) -> list[Scored]:
         if not examples:
@@ -119,6 +110,20 @@ class SelfCriticalTrainer(StageTrainer):
             taught, share = self.teacher.score(written, example.references), self.drawing.taught_share
             rewards = [share * told + (1 - share) * reward for told, reward in zip(taught, rewards, strict=True)]
         return Scored(written, tuple(rewards))
+
+
+@torch.no_grad()
+def look_once(model: Any, tower: Any, examples: Sequence[Example], collate: Collator) -> dict[str, Any]:
+    """What a tower that does not learn sees of all photos, as model inputs: looked at once, whatever is then made of it.
+
+    Args:
+        model: which learns; nothing is returned where its tower does. tower: the same tower, in the dtype of the arithmetic.
+    """
+    photos = [photo for example in examples for photo in example.images]
+    if not photos or learning_parameters(model.vision_tower):
+        return {}
+    pixels = collate.processor.image_processor(photos, return_tensors="pt")["pixel_values"]
+    return {"pixel_values": None, "vision_features": tower(pixels.to(model.device))}
 
 
 def pass_examples(examples: Sequence[Example]) -> dict[str, Any]:

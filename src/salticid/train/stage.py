@@ -21,6 +21,7 @@ from salticid.train.data import build_data
 from salticid.train.freezing import freeze_except, lower_frozen
 from salticid.train.precision import choose_precision
 from salticid.train.publish import publishing
+from salticid.train.ranked import RankedTrainer
 from salticid.train.recipe import StageRecipe
 from salticid.train.resume import earlier_run, keep_recipe
 from salticid.train.self_critical import SelfCriticalTrainer
@@ -93,9 +94,11 @@ def _trainer(recipe: StageRecipe, model: VisionLanguageModel, processor: VisionL
         "train_dataset": data,
         "args": training_arguments(recipe, checkpoints, steps=math.ceil(len(data) / recipe.schedule.step_examples)),
     }
-    if recipe.self_critical is None:
-        return StageTrainer(data_collator=collate, **common)
-    return SelfCriticalTrainer(recipe.self_critical, data.mixture.sources, collate, **common)
+    if recipe.self_critical is not None:
+        return SelfCriticalTrainer(recipe.self_critical, data.mixture.sources, collate, **common)
+    if recipe.ranked is not None:
+        return RankedTrainer(recipe.ranked, collate, **common)
+    return StageTrainer(data_collator=collate, **common)
 
 
 def _mean_loss(history: list[dict[str, Any]]) -> float | None:
