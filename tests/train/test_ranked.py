@@ -33,11 +33,11 @@ GOOD, BAD = "a dog on the beach", "two red cups on a table"
 
 @pytest.fixture
 def drawn(stage_recipe: Callable[..., StageRecipe], tmp_path: Path) -> Path:
-    """Three captions of each training photo, the first the best."""
+    """Four captions of each training photo, of which the first is the best and the second the next."""
     photos = read_photos(stage_recipe().data.folder / "flickr8k")
     folder = tmp_path / "drawn"
     folder.mkdir()
-    write_drawn(folder, [DrawnCaptions(tuple(photo.captions), (GOOD, BAD, "a photo"), (0.9, 0.1, 0.2)) for photo in photos])
+    write_drawn(folder, [DrawnCaptions(tuple(photo.captions), (GOOD, BAD, "a photo", "stones"), (0.9, 0.3, 0.2, 0.1)) for photo in photos])
     return folder
 
 
@@ -75,13 +75,19 @@ def test_log_probabilities_are_those_of_each_answer_alone(tiny_model_folder: Pat
         answer_logprobs(torch.zeros(3, 5), batch["labels"])
 
 
-def test_the_best_are_always_chosen_and_others_by_chance() -> None:
+def test_the_best_are_always_chosen_and_others_of_the_better_half_by_chance() -> None:
     many = DrawnCaptions(("people's",), tuple("abcdefgh"), (0.1, 0.9, 0.3, 0.8, 0.2, 0.4, 0.5, 0.6))
-    sets = {choose(many, 4, random.Random(seed)).captions for seed in range(20)}  # type: ignore[union-attr]
-    assert len(sets) > 5
-    assert all(captions[:2] == ("b", "d") and len(set(captions)) == 4 for captions in sets)
-    assert choose(many, 2, random.Random(0)).rewards == (0.9, 0.8)  # type: ignore[union-attr]
-    assert choose(DrawnCaptions(("x",), ("a", "b", "c"), (1.0, 2.0, 3.0)), 8, random.Random(0)).captions[:2] == ("c", "b")  # type: ignore[union-attr]
+
+    def chosen(drawn: DrawnCaptions, count: int, seed: int = 0) -> tuple[str, ...]:
+        scored = choose(drawn, count, random.Random(seed))
+        assert scored is not None
+        assert [drawn.scores[drawn.captions.index(caption)] for caption in scored.captions] == list(scored.rewards)
+        return scored.captions
+
+    assert {chosen(many, 3, seed) for seed in range(20)} == {("b", "d", "h"), ("b", "d", "g")}
+    assert chosen(many, 2) == ("b", "d")
+    assert set(chosen(many, 8)) == set("bdhg"), "the worse half is never among them"
+    assert chosen(DrawnCaptions(("x",), ("a", "b", "c"), (1.0, 2.0, 3.0)), 8) == ("c", "b")
     assert choose(DrawnCaptions(("x",), ("a",), (1.0,)), 4, random.Random(0)) is None, "one caption compares with nothing"
 
 
@@ -130,7 +136,7 @@ def test_supervised_conversations_count_beside_drawn_captions(stage_recipe: Call
     def spy(*given: object, **options: object) -> dict[str, torch.Tensor]:
         batch = compare(*given, **options)  # type: ignore[arg-type]
         answers = ranked.answer_index(batch["labels"])
-        first = (answers > 0) & (answers <= 3)
+        first = (answers > 0) & (answers <= 2)
         seen.append((int(answers.max()), set(batch["label_weights"][first].tolist())))
         return batch
 
@@ -138,7 +144,7 @@ def test_supervised_conversations_count_beside_drawn_captions(stage_recipe: Call
         patch.setattr(ranked, "with_drawn_captions", spy)
         run_stage(recipe)
     assert seen
-    assert all(most > 3 and weights == {0.0} for most, weights in seen)
+    assert all(most > 2 and weights == {0.0} for most, weights in seen)
 
 
 def test_drawing_scores_what_differs_and_can_be_repeated(tiny_model_folder: Path, data_folder: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from salticid.cli import (
     locate,
     merge,
     models,
+    phrases,
     quantize,
     retrieval,
     session,
@@ -55,6 +56,7 @@ app.add_typer(data.app, name="data")
 app.command(epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command(epilog=upcycle.EXAMPLE)(upcycle.upcycle)
 app.command(epilog=merge.EXAMPLE)(merge.merge)
+app.command(epilog=phrases.EXAMPLE)(phrases.phrases)
 app.command(epilog=export.EXAMPLE)(export.export)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=retrieval.EXAMPLE)(retrieval.retrieval)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salticid.engine.decoder.cache import KeyValueCache
 from salticid.engine.decoder.decoder import Decoder, LeanDecoder
-from salticid.engine.generate import answer_limit, embed_prompt, generate_tokens, one_row
+from salticid.engine.generate import answer_limit, embed_prompt, expected_phrases, generate_tokens, one_row
 from salticid.engine.prefix_cache import PrefixCache
 from salticid.engine.sampling import GenerationOptions, Sampler
 
@@ -71,8 +71,8 @@ class _Batch:
         model, ids = decoder.model, [one_row(prompt) for prompt in prompts]
         limits = [answer_limit(model, len(ids_T), options) for ids_T in ids]
         self.rows = [
-            _Row(number, Sampler(options, ids_T, model.config.image_token_id), limit)
-            for number, (ids_T, limit) in enumerate(zip(ids, limits, strict=True))
+            _Row(number, Sampler(options, ids_T, model.config.image_token_id, expected_phrases(model, prompt)), limit)
+            for number, (ids_T, limit, prompt) in enumerate(zip(ids, limits, prompts, strict=True))
         ]
         longest = max(map(len, ids))
         self.cache = KeyValueCache(decoder.plan.cache, longest + max(limits), [longest - len(ids_T) for ids_T in ids])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salticid.engine.decoder.decoder import Decoder
 from salticid.engine.prefix_cache import PrefixCache
-from salticid.engine.sampling import GenerationOptions, Sampler
+from salticid.engine.sampling import Expect, GenerationOptions, Sampler
 from salticid.errors import InputError
 from salticid.models import VisionLanguageModel
 from salticid.models.merge import merge_image_features, refuse_lone_placeholders
@@ -29,7 +29,8 @@ def generate_tokens(
     """Yield the ids of the answer as they are decided.
 
     Args:
-        inputs: `input_ids` (1, T), and `image_features` (I, N, D) or `pixel_values` (I, 3, H, W) where there are photos.
+        inputs: `input_ids` (1, T), and `image_features` (I, N, D) or `pixel_values` (I, 3, H, W) where there are photos; `phrase_scores`
+            (P,) of `PhraseHead` for a caption of one photo.
         stop: ids that end the answer; they are not yielded. Closing the iterator ends it too, before any further computation.
         prefixes: what was read lately, which is not read again.
 
@@ -39,7 +40,7 @@ def generate_tokens(
     model, ids_T = decoder.model, one_row(inputs)
     limit = answer_limit(model, len(ids_T), options)
     x_TD = embed_prompt(model, inputs)
-    sampler = Sampler(options, ids_T, model.config.image_token_id)
+    sampler = Sampler(options, ids_T, model.config.image_token_id, expected_phrases(model, inputs))
     cache = decoder.new_cache(len(ids_T) + limit) if prefixes is None else prefixes.take(x_TD, len(ids_T) + limit)
     read, written = 0 if prefixes is None else cache.length, []
     try:
@@ -54,6 +55,15 @@ def generate_tokens(
         if prefixes is not None:
             cache.truncate(read)  # a pass that was interrupted has left its mark beyond
             prefixes.keep(torch.cat([x_TD, model.get_input_embeddings()(ids_T.new_tensor(written))]), cache)
+
+
+def expected_phrases(model: VisionLanguageModel, inputs: Mapping[str, Tensor]) -> Expect | None:
+    """What adds to the logits of a caption what the model's phrase head expects of its photo; `None` for any other prompt."""
+    scores_P = inputs.get("phrase_scores")
+    if scores_P is None or model.phrases is None:
+        return None
+    head = model.phrases
+    return lambda logits_V, written: head.add_to(logits_V, scores_P, written)
 
 
 def one_row(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -23,6 +23,7 @@ class PhotoFeatures:
     def __init__(self, model: VisionLanguageModel, image_processor: Any, size: int = 8):
         self.model, self.image_processor, self.size = model, image_processor, size
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._phrases: dict[Hashable, Tensor] = {}
         patch_attention.use_for(model.vision_tower.model)
 
     def __call__(self, photos: Sequence[ImageSource]) -> Tensor:
@@ -32,6 +33,10 @@ class PhotoFeatures:
             ImageError: a photo cannot be read.
         """
         return torch.cat([self._features(photo) for photo in photos])
+
+    def phrase_scores(self, photo: ImageSource) -> Tensor | None:
+        """(P,) of a photo that was looked at, from the model's phrase head; `None` without one, and where image tokens alone were kept."""
+        return self._phrases.get(_key(photo)[0])
 
     def keep(self, photos: Sequence[ImageSource], image_features_IND: Tensor) -> None:
         """Photos whose image tokens are known already, as many as there may be.
@@ -52,14 +57,17 @@ class PhotoFeatures:
             return self._kept[key]
         pixel_values = self.image_processor([photo], return_tensors="pt")["pixel_values"].to(self.model.device)
         with torch.inference_mode():
-            features_1ND = self.model.get_image_features(pixel_values)
+            seen_1ND = self.model.vision_tower(pixel_values)
+            features_1ND = self.model.connector(seen_1ND)
+            if self.model.phrases is not None:
+                self._phrases[key] = self.model.phrases(seen_1ND)[0].float()
         self._keep(key, features_1ND)
         return features_1ND
 
     def _keep(self, key: Hashable, features_1ND: Tensor) -> None:
         self._kept[key] = features_1ND
         if len(self._kept) > self.size:
-            self._kept.popitem(last=False)
+            self._phrases.pop(self._kept.popitem(last=False)[0], None)
 
 
 def _key(photo: ImageSource) -> tuple[Hashable, ImageSource]:

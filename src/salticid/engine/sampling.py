@@ -5,6 +5,7 @@ V vocabulary, T tokens so far.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -58,24 +59,32 @@ class GenerationOptions:
         return cls(**values)
 
 
+Expect = Callable[[Tensor, Sequence[int]], None]
+
+
 class Sampler:
     """Chooses the tokens of one answer, one after the other.
 
     Args:
         prompt_T: ids before the answer; a repetition penalty counts them as seen.
         forbidden: the id that is never chosen: a photo's placeholder is no word.
+        expect: adds to logits (V,) in place what is expected after the answer's tokens so far, or `None`.
     """
 
-    def __init__(self, options: GenerationOptions, prompt_T: Tensor, forbidden: int):
+    def __init__(self, options: GenerationOptions, prompt_T: Tensor, forbidden: int, expect: Expect | None = None):
         self.options, self.forbidden = options, forbidden
-        self._seen_T = prompt_T
+        self._seen_T, self._expect = prompt_T, expect
+        self._written: list[int] = []
         self._generator = None if options.seed is None else torch.Generator(prompt_T.device).manual_seed(options.seed)
 
     def __call__(self, logits_V: Tensor) -> int:
+        if self._expect is not None:
+            self._expect(logits_V, self._written)
         logits_V[self.forbidden] = -torch.inf
         token = next_token(logits_V, self._seen_T, self.options, self._generator)
         if self.options.repetition_penalty != 1:
             self._seen_T = torch.cat([self._seen_T, self._seen_T.new_tensor([token])])
+        self._written.append(token)
         return token
 
 

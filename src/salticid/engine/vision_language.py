@@ -115,7 +115,13 @@ class VisionLanguage:
         prefix = self._template.prefix(len(photos)).replace(IMAGE_MARK, IMAGE_MARK * self.processor.image_tokens)
         ids = tokenizer(prefix, add_special_tokens=False)["input_ids"] + tokenize_turns(plain, tokenizer, self._template, len(photos))[0]
         inputs = {"input_ids": torch.tensor([ids], device=self.model.device)}
-        return inputs | {"image_features": self._features(photos)} if photos else inputs
+        if not photos:
+            return inputs
+        inputs["image_features"] = self._features(photos)
+        if len(photos) == 1 and [turn.question for turn in turns] == [DESCRIBE]:
+            scores_P = self._features.phrase_scores(photos[0])
+            inputs |= {} if scores_P is None else {"phrase_scores": scores_P}
+        return inputs
 
     def _pieces(self, inputs: dict[str, Tensor], options: GenerationOptions) -> Iterator[str]:
         text = self._text_stream(options)

@@ -17,6 +17,7 @@ from salticid.errors import ConfigurationError
 from salticid.models.efficientnet_lite import EfficientNetLiteConfig
 from salticid.models.moe.config import ExpertsConfig
 from salticid.models.norms import NormsConfig
+from salticid.models.phrases import PhrasesConfig
 
 # Does the tower put a class token in front of its patches?
 VISION_TOWERS: dict[str, bool] = {
@@ -107,6 +108,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         template: name of the conversation template the weights were trained with.
         experts: options of the mixture of experts, or `None` for a dense model.
         norms: extra normalisations of the language model (`NormsConfig`), or `None` for the pretrained layers as they are.
+        phrases: sizes of the head that tells which phrases captions of a photo hold (`PhrasesConfig`), or `None` without it.
 
     Raises:
         ConfigurationError: a part is unknown, or two parts do not fit; the message names both sizes.
@@ -132,6 +134,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     template: str = "plain"
     experts: dict[str, Any] | None = None
     norms: dict[str, Any] | None = None
+    phrases: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -156,6 +159,8 @@ class VisionLanguageConfig(PreTrainedConfig):
             ExpertsConfig.from_dict(self.experts).experts_per_layer(text.num_hidden_layers)
         self._check_vision_layers()
         NormsConfig.from_dict(self.norms or {})
+        if self.phrases is not None:
+            PhrasesConfig.from_dict(self.phrases)
         if self.vision_keep_cls and not VISION_TOWERS[vision.model_type]:
             raise ConfigurationError(f"vision_keep_cls is set but {vision.model_type} has no class token")
         if self.vision_drop_first and VISION_TOWERS[vision.model_type]:

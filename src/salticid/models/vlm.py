@@ -28,6 +28,7 @@ from salticid.models.generation import PhotoGenerationMixin
 from salticid.models.merge import merge_image_features, refuse_lone_placeholders
 from salticid.models.moe import ExpertsConfig, collect_routing, experts_loss, upcycle_language_model
 from salticid.models.norms import NormsConfig, add_norms
+from salticid.models.phrases import PhraseHead, PhrasesConfig
 from salticid.models.vision import VisionTower
 
 IGNORE_INDEX = -100
@@ -78,6 +79,7 @@ class VisionLanguageModel(PreTrainedModel, PhotoGenerationMixin):
         super().__init__(config)
         self.vision_tower = VisionTower(config)
         self.connector = build_connector(config)
+        self.phrases = None if config.phrases is None else PhraseHead(PhrasesConfig.from_dict(config.phrases), config.vision_width)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         if config.norms is not None:
             add_norms(self.language_model, NormsConfig.from_dict(config.norms))

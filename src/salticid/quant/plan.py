@@ -110,7 +110,7 @@ def _bits(name: str, precision: Precision, is_words: bool) -> int:
         return precision.words
     if name.startswith("vision_tower."):
         return precision.tower
-    return PART_BITS[precision.bits]["connector" if name.startswith("connector.") else "decoder"]
+    return PART_BITS[precision.bits]["connector" if name.startswith(("connector.", "phrases.")) else "decoder"]
 
 
 def _place(name: str, module: nn.Module, bits: int, precision: Precision) -> Place:

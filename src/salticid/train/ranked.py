@@ -88,11 +88,14 @@ class RankedTrainer(StageTrainer):
 
 
 def choose(drawn: DrawnCaptions, count: int, chance: random.Random) -> Scored | None:
-    """The best two and, by chance, others up to `count`; `None` where fewer than two were drawn."""
+    """The best two and, by chance, others of the better half, up to `count`; `None` where fewer than two were drawn.
+
+    The worse half are mostly slips of drawing, which score far below the rest: squared, they would drown what is asked of the others.
+    """
     order = sorted(range(len(drawn.captions)), key=lambda number: -drawn.scores[number])
     if len(order) < 2:
         return None
-    others = order[BEST:]
+    others = order[BEST : -(-len(order) // 2)]
     chosen = order[:BEST] + chance.sample(others, min(count - BEST, len(others)))
     return Scored(tuple(drawn.captions[number] for number in chosen), tuple(drawn.scores[number] for number in chosen))
 

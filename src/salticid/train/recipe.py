@@ -180,7 +180,7 @@ class RankedRecipe(Strict):
     """Beside the supervised conversations, captions that were drawn and scored before are compared with each other; see `train.ranked`."""
 
     drawn: Path = Field(description="folder that `salticid data drawn` wrote")
-    captions: int = Field(default=4, ge=2, description="of each photo's: the best two, others by chance")
+    captions: int = Field(default=4, ge=2, description="of each photo's: the best two, others of the better half by chance")
     temperature: PositiveFloat = Field(default=0.03, description="difference in score for which one caption is to become e times likelier")
     weight: PositiveFloat = Field(default=0.02, description="of squared nats beside the supervised loss")
 
