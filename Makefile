@@ -75,7 +75,8 @@ nano: $(VENV)/.dev parts
 	test -f parts/looked/answers.json || $(BIN)/salticid data answers runs/nano/0_parts $(DATA)/daquar --borrowed 100 --alike 60 --out parts/looked
 	stage=14_rooms; $(NANO_STAGE)
 	test -f runs/nano/14_mean/config.json || $(BIN)/salticid merge runs/nano/14_rooms runs/nano/13_mean --out runs/nano/14_mean
-	$(BIN)/salticid quantize runs/nano/14_mean --bits 8 --levels 123 --out runs/nano/nano
+	test -f runs/nano/phrased/config.json || $(BIN)/salticid phrases runs/nano/14_mean $(DATA)/flickr8k --out runs/nano/phrased
+	$(BIN)/salticid quantize runs/nano/phrased --bits 8 --levels 123 --out runs/nano/nano
 	$(BIN)/salticid eval runs/nano/nano --data $(DATA)
 
 $(NANO_VISION): | $(VENV)/bin/python

@@ -22,6 +22,7 @@ VERBS = (
     "quantize",
     "upcycle",
     "merge",
+    "phrases",
     "export",
     "eval",
     "retrieval",

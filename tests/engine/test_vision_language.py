@@ -29,13 +29,13 @@ def png(photo: np.ndarray) -> bytes:
 def looks(vlm: VisionLanguage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many photos each pass through the tower had."""
     seen: list[int] = []
-    original = vlm.model.get_image_features
+    original = vlm.model.vision_tower.forward
 
     def counted(pixel_values: torch.Tensor) -> torch.Tensor:
         seen.append(pixel_values.shape[0])
         return original(pixel_values)
 
-    monkeypatch.setattr(vlm.model, "get_image_features", counted)
+    monkeypatch.setattr(vlm.model.vision_tower, "forward", counted)
     return seen
 
 
