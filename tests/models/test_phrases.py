@@ -16,7 +16,9 @@ from salticid.checkpoints.load import load_model, load_processor
 from salticid.errors import ConfigurationError, DataError
 from salticid.models.phrases import PADDING, PhraseHead, PhrasesConfig, pooled
 from salticid.train import phrases as fitting
+from salticid.train.freezing import freeze_except, learning_parameters
 from salticid.train.phrases import fit_phrases, reduced_rank
+from salticid.train.recipe import PartRecipe
 
 DOG, BOAT = "A dog runs on the grass.", "A boat sails on the sea."
 
@@ -131,6 +133,12 @@ def test_a_model_keeps_its_phrases(fitted: tuple[Any, Any, torch.Tensor], tmp_pa
     after = again.phrases.expected(again.phrases.topics(again.phrases.even(seen)))
     room = {} if bits is None else {"atol": 0.05 * before.abs().max().item(), "rtol": 0.05}
     assert_close(after, before, **room)
+
+
+def test_no_stage_trains_phrases(fitted: tuple[Any, Any, torch.Tensor]) -> None:
+    model, _, _ = fitted
+    freeze_except(model, {"connector": PartRecipe(learning_rate=1e-3)})
+    assert {name.partition(".")[0] for name in learning_parameters(model)} == {"connector"}
 
 
 def test_too_few_photos_are_refused(tiny_model_folder: Path) -> None:

@@ -23,6 +23,7 @@ def freeze_except(model: nn.Module, parts: Mapping[Any, PartRecipe]) -> None:
     unknown = [name for name in parts if name not in PARTS]
     if unknown:
         raise ConfigurationError(f"no such part to train: {', '.join(unknown)}; known: {', '.join(PARTS)}")
+    model.requires_grad_(False)  # a phrase head, too, which no stage trains
     for name in PARTS:
         part = getattr(model, name)
         part.requires_grad_(name in parts)
