@@ -153,6 +153,7 @@ def test_drawing_scores_what_differs_and_can_be_repeated(tiny_model_folder: Path
     model = salticid.load(str(tiny_model_folder))
     found = list(draw(model, teacher, photos, samples=3, temperature=1.0))
     assert [each.references for each in found] == [tuple(photo.captions) for photo in photos]
+    assert max(len(each.captions) for each in found) == 3, "draws differ"
     for each in found:
         assert 1 <= len(each.captions) == len(set(each.captions)) <= 3
         assert list(each.scores) == teacher.score(each.captions, each.references)

@@ -82,7 +82,7 @@ class VisionLanguage:
         self._features.keep(photos, image_features)
 
     def caption(self, image: Images, **options: Any) -> str:
-        """One sentence about the photo."""
+        """One sentence about the photo; a model with a phrase head (`models.phrases`) uses it here, and wherever this question is asked."""
         return self.ask(image, DESCRIBE, **options)
 
     def locate(self, image: ImageSource, phrase: str, **options: Any) -> list[PixelBox]:

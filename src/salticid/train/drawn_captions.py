@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from salticid.data.datasets.files import read_json, rows_of
@@ -47,8 +48,9 @@ def draw(
     for start in tqdm(range(0, len(photos), PHOTOS_AT_A_TIME), desc="photos captioned", unit_scale=PHOTOS_AT_A_TIME):
         batch = photos[start : start + PHOTOS_AT_A_TIME]
         asked = [(photo.path, DESCRIBE) for photo in batch for _ in range(samples)]
-        options = {"temperature": temperature, "max_new_tokens": MAX_NEW_TOKENS, "seed": seed + start}
-        texts = model.ask_many(asked, batch_size=len(asked), **options)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + start)  # the option `seed` would give every row the same draws
+            texts = model.ask_many(asked, batch_size=len(asked), temperature=temperature, max_new_tokens=MAX_NEW_TOKENS)
         for number, photo in enumerate(batch):
             # A turn without an answer would be an open question to the template; a full stop scores as nothing too.
             said = [text.strip() or "." for text in texts[number * samples : (number + 1) * samples]]
