@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def fit_phrases(
         head.tokens.copy_(torch.tensor([[PADDING] * (longest - len(ids)) + ids for _, ids in spelled]))
         head.numbers.copy_(torch.tensor([place[number] for number, _ in spelled]))
     model.phrases = head.to(model.dtype)
-    model.config.phrases = {name: getattr(config, name) for name in ("count", "topics", "spellings", "longest")}
+    model.config.phrases = asdict(config)
 
 
 def reduced_rank(features_SD: Tensor, targets_SP: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class RankedTrainer(StageTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         examples: list[Example] = inputs["examples"]
         chosen = self._choose(examples)
-        seen = look_once(model, self._start.vision_tower, examples, self.collate)
+        seen = look_once(self.model, self._start.vision_tower, examples, self.collate)
         batch = self._prepare_inputs(with_drawn_captions(examples, chosen, self.collate, weight=0.0) | seen)
         loss, outputs = super().compute_loss(model, batch, True, *args, **kwargs)
         if any(chosen):

@@ -68,7 +68,7 @@ class SelfCriticalTrainer(StageTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         examples: list[Example] = inputs["examples"]
         writer = self._writer(model)
-        seen = look_once(model, writer.model.vision_tower, examples, self.collate)
+        seen = look_once(self.model, writer.model.vision_tower, examples, self.collate)
         if seen:
             writer.keep([photo for example in examples for photo in example.images], writer.model.connector(seen["vision_features"]))
         scored = self._draw(writer, [example for example in examples if example.references])

@@ -26,6 +26,7 @@ from salticid.data.datasets.files import read_json
 from salticid.data.records import CaptionedPhoto
 from salticid.errors import DataError
 from salticid.models.photos import read_photo
+from salticid.models.phrases import pooled
 from salticid.scorers.captions import CIDER_SIGMA, MAX_N, CiderD
 from salticid.train.precision import DTYPES, choose_precision
 from salticid.train.taught_answers import likeness
@@ -117,8 +118,7 @@ def see(folder: Path, photos: Sequence[CaptionedPhoto]) -> Tensor:
         for start in tqdm(range(0, len(photos), BATCH), desc="photos seen", unit_scale=BATCH):
             opened = [read_photo(photo.path) for photo in photos[start : start + BATCH]]
             pixels = image_processor(opened, return_tensors="pt")["pixel_values"]
-            features_PND = tower(pixels.to(dtype).contiguous(memory_format=torch.channels_last)).float()
-            seen.append(torch.cat([features_PND.mean(dim=1), features_PND.amax(dim=1)], dim=1))
+            seen.append(pooled(tower(pixels.to(dtype).contiguous(memory_format=torch.channels_last))))
     return torch.cat(seen)
 
 
